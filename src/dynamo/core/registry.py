@@ -1,0 +1,94 @@
+"""Adapters by URL scheme. Ours and third parties' enter by the same door: an entry point
+``dynamo.<port>: <scheme> = package.module:open_x``, loaded when first used.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from importlib.metadata import entry_points
+from typing import Generic, TypeAlias, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from dynamo.core.config import Settings
+from dynamo.core.errors import ConfigError, MissingExtraError
+from dynamo.core.ports.discovery import Discovery
+from dynamo.core.ports.request_plane import RequestPlane
+from dynamo.core.ports.telemetry import Telemetry
+
+P = TypeVar("P")
+Factory: TypeAlias = Callable[[str, Settings], AbstractAsyncContextManager[P]]
+"""``open_x(url, settings)``: no I/O before the result is entered; options in the URL's query win over the settings."""
+
+
+class Registry(Generic[P]):
+    """The adapters of one port. ``variable`` names what chose the URL, for messages."""
+
+    def __init__(self, group: str, variable: str) -> None:
+        self._group, self._variable = group, variable
+        self._factories: dict[str, Factory[P]] = {}
+
+    def register(self, scheme: str, factory: Factory[P]) -> None:
+        """For tests and embedding; installed packages declare an entry point instead."""
+        if scheme in self._factories:
+            raise ConfigError(f"{self._group}: scheme {scheme!r} is already registered")
+        self._factories[scheme] = factory
+
+    def unregister(self, scheme: str) -> None:
+        """Undo ``register``."""
+        self._factories.pop(scheme, None)
+
+    def schemes(self) -> list[str]:
+        """What is known here, installed or not."""
+        return sorted({point.name for point in entry_points(group=self._group)} | self._factories.keys())
+
+    def open(self, url: str, settings: Settings) -> AbstractAsyncContextManager[P]:
+        """Resolve ``scheme://...``, or a bare scheme, without I/O; entering the result connects.
+
+        Raises ConfigError (unknown or ambiguous scheme), MissingExtraError (the adapter's package is not installed).
+        """
+        scheme, separator, _ = url.partition("://")
+        return self.factory(scheme)(url if separator else f"{scheme}://", settings)
+
+    def factory(self, scheme: str) -> Factory[P]:
+        if (known := self._factories.get(scheme)) is not None:
+            return known
+        found = {point.value: point for point in entry_points(group=self._group, name=scheme)}
+        if len(found) > 1:
+            raise ConfigError(f"{self._group}: {scheme!r} is claimed by {' and '.join(sorted(found))}; remove one")
+        if not found:
+            known_names = self.schemes()
+            close = difflib.get_close_matches(scheme, known_names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known_names) or 'none'}"
+            raise ConfigError(f"{self._variable}: unknown {self._group.partition('.')[2]} {scheme!r}; {hint}")
+        (point,) = found.values()
+        try:
+            factory: Factory[P] = point.load()
+        except ModuleNotFoundError as error:
+            missing = error.name or ""
+            if missing == point.module or point.module.startswith(f"{missing}."):
+                raise  # a broken installation of the adapter itself, not a missing extra
+            distribution = point.dist.name if point.dist else point.module
+            raise MissingExtraError(
+                f"{self._variable}: {scheme!r} needs the package {missing!r}: pip install '{distribution}[{scheme}]'"
+            ) from error
+        self._factories[scheme] = factory
+        return factory
+
+
+discovery: Registry[Discovery] = Registry("dynamo.discovery", "DYN_DISCOVERY_BACKEND")
+request_plane: Registry[RequestPlane] = Registry("dynamo.request_plane", "DYN_REQUEST_PLANE")
+telemetry: Registry[Telemetry] = Registry("dynamo.telemetry", "DYN_TELEMETRY")
+
+
+def url_options(url: str, known: tuple[str, ...]) -> dict[str, str]:
+    """The query of an adapter's URL. Raises ConfigError for an option that it does not know, or one given twice."""
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
+        if name not in known:
+            raise ConfigError(f"{url}: unknown option {name!r}; known: {', '.join(known) or 'none'}")
+        if name in options:
+            raise ConfigError(f"{url}: option {name!r} given twice")
+        options[name] = value
+    return options
