@@ -1,0 +1,1 @@
+"""What tests of distributed code need: contract suites for adapters, a fault proxy, leak checks."""
