@@ -19,9 +19,9 @@ pytest.register_assert_rewrite("dynamo.testing.discovery", "dynamo.testing.reque
 
 @pytest.fixture
 async def dynamo_runtime(anyio_backend_name: str) -> AsyncIterator[DistributedRuntime]:
-    """An open runtime on ``mem`` discovery and request plane that no other test shares, shut down after the test.
+    """An open runtime, on ``mem`` discovery and request plane that no other test shares.
 
-    It belongs to the loop of anyio's pytest plugin: mark the test ``anyio`` and let ``anyio_backend`` be ``asyncio``.
+    It lives on the loop of anyio's pytest plugin: mark the test ``anyio``, with ``asyncio`` as backend.
     """
     if anyio_backend_name != "asyncio":
         pytest.fail(
