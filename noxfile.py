@@ -1,0 +1,134 @@
+"""`nox` alone runs what a contributor needs before a commit; `nox -l` lists the rest.
+
+Sessions share three environments, so that little is installed: `dev` has everything, and the working tree itself;
+`plain` has the built wheel without any extra; `demo` has the built wheel and nothing else.
+"""
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "none"
+
+ROOT = Path(__file__).parent
+GROUPS = nox.project.load_toml("pyproject.toml")
+
+
+def environment(session: nox.Session, name: str, project: list[str], *groups: str) -> str:
+    """The Python of the environment `name`, made on first use and again when what it installs has changed."""
+    folder = ROOT / ".nox" / name
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    requirements = nox.project.dependency_groups(GROUPS, *groups)
+    installed = folder / "installed"
+    wanted = hashlib.sha256(
+        repr((sys.version, str(ROOT), project, requirements, Path("pyproject.toml").read_bytes())).encode()
+    ).hexdigest()
+    if not installed.exists() or installed.read_text() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        session.run(sys.executable, "-m", "venv", str(folder))
+        session.run(str(python), "-m", "pip", "install", "-q", *project, *requirements)
+        installed.write_text(wanted)
+    elif "-e" not in project:
+        session.run(str(python), "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", *project)
+    return str(python)
+
+
+def dev(session: nox.Session) -> str:
+    return environment(session, "dev", ["-e", ".[all]"], "test", "lint", "types")
+
+
+def plain(session: nox.Session) -> str:
+    return environment(session, "plain", ["."], "test")
+
+
+def suite(session: nox.Session, python: str, folder: str, *options: str, loop: str = "asyncio") -> None:
+    """Run the tests under `folder`; what follows `--` on nox's command line goes to pytest."""
+    session.run(
+        python, "-m", "pytest", f"tests/{folder}", *options, *session.posargs, env={"DYNAMO_TEST_LOOP": loop}
+    )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff, flake8-async for what ruff lacks, and the rule of who may import whom."""
+    python = dev(session)
+    session.run(python, "-m", "ruff", "check", ".")
+    session.run(python, "-m", "ruff", "format", "--check", ".")
+    session.run(
+        python, "-m", "flake8", "--select=ASYNC101,ASYNC102,ASYNC103", "src", "examples", "benchmarks"
+    )
+    session.run(
+        python, "-c", "from importlinter.cli import lint_imports_command as check; check()", "--no-logo"
+    )
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy strict and pyright over the sources and over how the public API is used."""
+    python = dev(session)
+    session.run(python, "-m", "mypy")
+    session.run(python, "-m", "pyright", "--pythonpath", python)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Unit tests: the core, the wire and the tools, without another process."""
+    suite(session, dev(session), "unit", "-n2")
+
+
+@nox.session
+def contract(session: nox.Session) -> None:
+    """What every adapter promises: with uvloop and msgspec, then from the wheel with asyncio and msgpack."""
+    suite(session, dev(session), "contract", "-n2", loop="uvloop")
+    suite(session, plain(session), "contract", "-n2")
+
+
+@nox.session
+def matrix(session: nox.Session) -> None:
+    """One end-to-end scenario suite over every discovery x request plane pair, in separate processes."""
+    suite(session, dev(session), "matrix", "-n2")
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """Programs as users write them, in processes of their own."""
+    suite(session, dev(session), "integration")
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Faults of every kind while a load runs."""
+    suite(session, dev(session), "chaos")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """One frontend and three workers talk, one is killed, another comes, all drain: from the built wheel."""
+    session.run(environment(session, "demo", ["."]), "examples/demo/run.py", *session.posargs)
+
+
+@nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """The long form of what the default sessions run in seeded subsets."""
+    session.run(dev(session), "-m", "pytest", "-m", "soak", "tests", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Requests and items a second between two processes; meant for a quiet machine."""
+    session.run(dev(session), "benchmarks/request_plane.py", *session.posargs)
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """Which lines the unit and contract tests reach."""
+    python = dev(session)
+    session.run(python, "-m", "coverage", "erase")
+    session.run(python, "-m", "coverage", "run", "-m", "pytest", "-q", "tests/unit", "tests/contract")
+    session.run(python, "-m", "coverage", "combine", "-q")
+    session.run(python, "-m", "coverage", "report")

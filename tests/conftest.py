@@ -1,0 +1,39 @@
+"""What every test gets: the event loop that the session asks for, and a check that nothing blocks it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from blockbuster import BlockBuster
+
+LOOP = os.environ.get("DYNAMO_TEST_LOOP", "asyncio")
+BLOCKING_CALLS = ("time.", "socket.", "ssl.", "builtins.input")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """asyncio, on uvloop where DYNAMO_TEST_LOOP=uvloop says so."""
+    if LOOP not in ("asyncio", "uvloop"):
+        pytest.exit(f"DYNAMO_TEST_LOOP={LOOP}: expected asyncio or uvloop")
+    return "asyncio", {"use_uvloop": LOOP == "uvloop"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A sleep or a blocking socket call under a frame of ours, on a loop, is an error; file I/O is not."""
+    if request.node.get_closest_marker("blocks_loop"):
+        yield
+        return
+    check = BlockBuster(scanned_modules=["dynamo"])
+    check.functions = {
+        name: function for name, function in check.functions.items() if name.startswith(BLOCKING_CALLS)
+    }
+    check.functions["time.sleep"].can_block_in("dynamo/engines/echo.py", "generate")
+    check.activate()
+    try:
+        yield
+    finally:
+        check.deactivate()
