@@ -1,6 +1,6 @@
 """`nox` alone runs what a contributor needs before a commit; `nox -l` lists the rest.
 
-Sessions share three environments, so that little is installed: `dev` has everything, and the working tree itself;
+Sessions share three environments, so that little is installed: `dev` has everything and the working tree;
 `plain` has the built wheel without any extra; `demo` has the built wheel and nothing else.
 """
 
