@@ -1,0 +1,292 @@
+"""One end of a call. The two share no state: they talk by messages, handed over once per loop tick."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from dynamo.core import errors
+from dynamo.core.errors import DynamoError, Retry, TooLargeError
+from dynamo.core.ports.request_plane import Channel, Payload
+
+if TYPE_CHECKING:
+    from dynamo.adapters.request_plane.mem.plane import MemRequestPlane
+
+ITEM_COST = 64  # bytes that an item costs beyond its length, so that empty ones are bounded too
+
+Message: TypeAlias = "Callable[[End], None]"
+
+
+def cost_of(payload: Payload) -> int:
+    """What an item takes from the window."""
+    return (payload.nbytes if type(payload) is memoryview else len(payload)) + ITEM_COST
+
+
+def check_size(payload: Payload, limit: int) -> None:
+    """Raise TooLargeError for an item past the limit of one of the sides."""
+    if (size := cost_of(payload) - ITEM_COST) > limit:
+        raise TooLargeError(
+            f"an item of {size} bytes is over the limit of {limit} (DYN_TCP_MAX_MESSAGE_SIZE); "
+            "split it, or raise the limit on both sides"
+        )
+
+
+def snapshot(payload: Payload) -> Payload:
+    """What a wire would deliver: nothing that the sender can still change or release."""
+    if type(payload) is not memoryview:
+        return payload
+    return payload[:] if type(payload.obj) is bytes and payload.contiguous else memoryview(payload.tobytes())
+
+
+def twin(error: DynamoError, retry: Retry | None = None) -> DynamoError:
+    """The error as it arrives: class (of ours), text, verdict and fields, without cause and traceback."""
+    kind = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    arrived: DynamoError = kind(str(error))
+    for field in ("retry", "remote", "type_name", "status", "detail", "received"):
+        if hasattr(error, field):
+            setattr(arrived, field, getattr(error, field))
+    if retry is not None:
+        arrived.retry = retry
+    return arrived
+
+
+class Budget:
+    """Bytes that items larger than a window may fill on one plane, granted first come, first served.
+
+    Only a reader that waits asks: it takes the item once it is there, so one that sleeps keeps nothing from
+    the others. An item larger than the whole budget passes alone.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._free = self._total = total
+        self._asking: deque[End] = deque()
+
+    def fits(self, size: int) -> bool:
+        return size <= self._free or self._free == self._total
+
+    def ask(self, end: End) -> None:
+        if end not in self._asking:
+            self._asking.append(end)
+            self._settle()
+
+    def give_back(self, size: int) -> None:
+        self._free += size
+        self._settle()
+
+    def forget(self, end: End) -> None:
+        if end in self._asking:
+            self._asking.remove(end)
+            self._settle()
+
+    def _settle(self) -> None:
+        while self._asking and self.fits(self._asking[0].promised):
+            end = self._asking.popleft()
+            self._free -= end.promised
+            end.grant()
+
+
+class End(Channel):
+    """It touches its own state only, on its own loop; the peer is reached by ``_post``."""
+
+    def __init__(self, plane: MemRequestPlane, other: MemRequestPlane) -> None:
+        self.plane, self._loop, self._budget = plane, plane.loop, plane.budget
+        self._limit = min(plane.capability.max_message_bytes, other.capability.max_message_bytes)
+        self._peer: End | None = None
+        self._outbox: list[Message] = []
+        self._owed = 0  # credit of items taken, goes back with the outbox
+        self._scheduled = False
+        # Sending: what the window does not let through waits in `_queued`; (None, True) is the end alone.
+        self._peer_window = self._credit = other.capability.window_bytes
+        self._queued: deque[tuple[Payload | None, bool]] = deque()
+        self._announced = False  # the first of them, as larger than the window
+        self._output_over = False
+        self._failure: DynamoError | None = None
+        self._writable: asyncio.Future[None] | None = None
+        # Receiving.
+        self._window = plane.capability.window_bytes
+        self._inbox: deque[Payload] = deque()
+        self._received = 0
+        self._asking = False  # the reader wants an item and none is here
+        self.promised = 0  # what the announced item needs beyond the window
+        self._held = 0  # what it got of the budget
+        self._input_over = False
+        self._error: DynamoError | None = None
+        self._readable: asyncio.Future[None] | None = None
+
+    def send(self, payload: Payload, *, end: bool = False) -> bool:
+        check_size(payload, self._limit)
+        if not self._output_over:
+            self._output_over = end
+            self._queued.append((snapshot(payload), end))
+            self._pump()
+        return self._has_room
+
+    def end(self) -> None:
+        if not self._output_over:
+            self._output_over = True
+            self._queued.append((None, True))
+            self._pump()
+
+    @property
+    def _has_room(self) -> bool:
+        return self._output_over or (not self._queued and self._credit > 0)
+
+    async def writable(self) -> None:
+        while not self._has_room:
+            self._writable = self._loop.create_future()
+            await self._writable
+
+    def receive_nowait(self) -> Payload | None:
+        if not self._inbox:
+            self._ask()
+            return None
+        payload = self._inbox.popleft()
+        cost = cost_of(payload)
+        self._received += 1
+        self._owed += min(cost, self._window)
+        self._schedule()
+        if cost > self._window:
+            self._release()
+        return payload
+
+    @property
+    def ended(self) -> bool:
+        return self._input_over and not self._inbox
+
+    @property
+    def error(self) -> DynamoError | None:
+        return self._error if self.ended else None
+
+    @property
+    def received(self) -> int:
+        return self._received
+
+    async def wait(self) -> None:
+        while not self._inbox and not self._input_over:
+            self._ask()
+            self._readable = self._loop.create_future()
+            await self._readable
+
+    @abstractmethod
+    def break_off(self, reason: str) -> None:
+        """The link to the peer is gone."""
+
+    # The link: what was posted in one tick goes together, to another thread through its loop's own door.
+
+    def _post(self, message: Message) -> None:
+        self._outbox.append(message)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        batch, self._outbox = self._outbox, []
+        credit, self._owed = self._owed, 0
+        if (peer := self._peer) is None:
+            return
+        if peer._loop is self._loop:
+            peer._deliver(batch, credit)
+            return
+        try:
+            peer._loop.call_soon_threadsafe(peer._deliver, batch, credit)
+        except RuntimeError:  # the loop is closed
+            self.break_off("the event loop of the other side was closed")
+
+    def _deliver(self, batch: list[Message], credit: int) -> None:
+        if credit:
+            self._credited(credit)
+        for message in batch:
+            message(self)
+
+    # Sending, as the window allows.
+
+    def _pump(self) -> None:
+        while self._queued:
+            payload, end = self._queued[0]
+            cost = 0 if payload is None else cost_of(payload)
+            if cost > self._credit:
+                if cost > self._peer_window and not self._announced:
+                    self._announced = True
+                    self._announce(cost - self._peer_window)
+                return
+            self._queued.popleft()
+            self._announced = False
+            self._credit -= cost
+            self._transmit(payload, end)
+
+    def _announce(self, size: int) -> None:
+        self._post(lambda peer: peer._promise(size))
+
+    def _transmit(self, payload: Payload | None, end: bool) -> None:
+        if payload is not None:
+            self._post(lambda peer: peer._arrive(payload))
+        if end:
+            failure = self._failure
+            self._post(lambda peer: peer._end_input(failure))
+
+    def _credited(self, size: int) -> None:
+        self._credit += size
+        self._pump()
+        if self._has_room:
+            wake(self._writable)
+
+    # Receiving.
+
+    def _arrive(self, payload: Payload) -> None:
+        if not self._input_over:
+            self._asking = False
+            self._inbox.append(payload)
+            wake(self._readable)
+
+    def _end_input(self, error: DynamoError | None) -> None:
+        self._input_over, self._error = True, error
+        wake(self._readable)
+
+    def _ask(self) -> None:
+        self._asking = True
+        if self.promised:
+            self._budget.ask(self)
+
+    def _promise(self, size: int) -> None:
+        if not self._input_over:
+            self.promised = size
+            if self._asking:
+                self._ask()
+
+    def grant(self) -> None:
+        """The budget has room for the announced item."""
+        self._held = size = self.promised
+        self.promised = 0
+        self._post(lambda peer: peer._credited(size))
+
+    def _release(self) -> None:
+        held, self._held = self._held, 0
+        self._budget.give_back(held)
+
+    def _close(self, error: DynamoError | None, *, keep: bool) -> None:
+        """End both directions; with ``keep`` what arrived can still be taken, and a clean end stays one."""
+        self._output_over = True
+        self._queued.clear()
+        wake(self._writable)
+        if not (keep and self._input_over):
+            self._input_over, self._error = True, error
+            wake(self._readable)
+        if not keep:
+            self._inbox.clear()
+        self._budget.forget(self)
+        self.promised = 0
+        if not any(cost_of(payload) > self._window for payload in self._inbox):
+            self._release()
+
+
+def wake(waiter: asyncio.Future[None] | None) -> None:
+    """End a wait that may not be there, or was cancelled."""
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
