@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_block_that_cleans_up_passes(tmp_path: Path) -> None:
-    async with no_leaks(patience_s=0.0):
+    async with no_leaks():
         await asyncio.create_task(asyncio.sleep(0))
         (tmp_path / "file").write_text("closed")
         await asyncio.to_thread(lambda: None)
