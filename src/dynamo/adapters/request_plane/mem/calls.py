@@ -59,6 +59,8 @@ class Outgoing(End, OutgoingCall):
         super()._arrive(payload)
 
     def _end_input(self, error: DynamoError | None) -> None:
+        if error is not None and error.retry is Retry.SAFE and (self._received or self._inbox):
+            error.retry = Retry.UNKNOWN  # a handler had started
         self._answered = True
         self._close(error, keep=True)
 
