@@ -7,11 +7,13 @@ R2  Starting a call never waits; what is wrong with the peer is the first thing 
 R3  A refusal (draining, overloaded, unknown endpoint, another instance) arrives as its own class, SAFE, and no handler
     has started.
 R4  ``send`` answers False once the window is spent; an unread stream stops its producer within one window plus one item.
-R5  An item larger than the window gets through, one after another, within the receive budget.
+R5  An item larger than the window gets through, one after another, within the receive budget; one larger than
+    the whole budget passes alone. A stream that nobody reads keeps the budget from no other.
 R6  ``kill`` (leaving a call early) reaches the worker as a cancellation, whatever it is doing.
 R7  ``stop`` reaches the worker as a request to finish; what it sends afterwards still arrives.
 R8  END is told from a broken link: without an END the call ends in StreamBrokenError with the count of items received.
-R9  An error that the worker sends arrives after the items before it, with class, text and retry verdict.
+R9  An error that the worker sends arrives after the items before it, with class, text and retry verdict; where
+    there were items, SAFE is read as UNKNOWN.
 R10 The two directions end one by one: the input may end first, and items go on coming.
 R11 Deadline (time left), metadata, request id, attempt and priority arrive as they were sent.
 R12 ``drain`` lets what runs go on and announces itself to callers; ``refuse`` turns away what is new, SAFE.
@@ -54,6 +56,8 @@ class Capability:
 class Request:
     """What opens a call. ``payload`` is the first input item; ``end`` says that it is the only one.
 
+    The worker finds it here: what it receives, and counts as received, are the items after it.
+
     ``timeout_s`` is the time left, in seconds, when the request is handed over. ``idempotent`` stays with the caller: it
     lets a stalled link give up early.
     """
@@ -76,7 +80,8 @@ class Channel(Protocol):
     def send(self, payload: Payload, *, end: bool = False) -> bool:
         """Queue one item, with ``end`` as the last one; False: await ``writable`` before sending more.
 
-        Never waits. Once the call is over the item is dropped: the receiving side tells why. Raises TooLargeError.
+        Never waits. Once the call is over the item is dropped and the answer is True: the receiving side tells why.
+        Raises TooLargeError.
         """
 
     @abstractmethod
@@ -125,11 +130,16 @@ class OutgoingCall(Channel, Protocol):
 
     @abstractmethod
     def kill(self) -> None:
-        """Leave: the worker is cancelled, what is still on its way is dropped. After ``ended`` it does nothing."""
+        """Leave: the worker is cancelled, what is still on its way is dropped, and the call has ended at once, with
+        CallCancelledError. After ``ended`` it does nothing.
+        """
 
 
 class IncomingCall(Channel, Protocol):
-    """The worker's end. Until ``send``, ``end`` or ``fail`` the caller has seen nothing of it."""
+    """The worker's end. Until ``send``, ``end`` or ``fail`` the caller has seen nothing of it.
+
+    Its input ends with CallCancelledError when the caller killed the call, with StreamBrokenError when the link broke.
+    """
 
     request: Request
 
