@@ -195,6 +195,10 @@ class Settings:
         known: tuple[str, ...] = getattr(attrs.fields_dict(Settings)[field], "metadata")["variables"]
         return self._sources.get(field, known[0])
 
+    def is_set(self, field: str) -> bool:
+        """Whether ``field`` was given, as an option or by a variable, or is the default."""
+        return field in self._sources
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **options: Any) -> Settings:
         """Read the variables; ``options`` are fields by name and win. An empty variable counts as unset.

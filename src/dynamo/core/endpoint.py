@@ -1,0 +1,151 @@
+"""Names on the way to a call: namespace, component, endpoint. Values that do no I/O; the runtime does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+from dynamo.core.handlers import HandlerFunction
+from dynamo.core.model import EndpointId, Instance, check_name
+from dynamo.core.routing import Strategy
+
+if TYPE_CHECKING:
+    from dynamo.core.client import Client
+    from dynamo.core.distributed import DistributedRuntime
+
+
+class Namespace:
+    """One pipeline, usually one model; isolates deployments."""
+
+    __slots__ = ("_runtime", "name")
+
+    def __init__(self, runtime: DistributedRuntime, name: str) -> None:
+        self._runtime, self.name = runtime, check_name("namespace", name)
+
+    def component(self, name: str) -> Component:
+        """Raises ConfigError on a bad name."""
+        return Component(self._runtime, self.name, name)
+
+    def __repr__(self) -> str:
+        return f"Namespace({self.name!r})"
+
+
+class Component:
+    """A load-balanced service of a pipeline."""
+
+    __slots__ = ("_runtime", "name", "namespace")
+
+    def __init__(self, runtime: DistributedRuntime, namespace: str, name: str) -> None:
+        self._runtime, self.namespace, self.name = runtime, namespace, check_name("component", name)
+
+    def endpoint(self, name: str) -> Endpoint:
+        """Raises ConfigError on a bad name."""
+        return Endpoint(self._runtime, EndpointId(namespace=self.namespace, component=self.name, name=name))
+
+    def __repr__(self) -> str:
+        return f"Component({self.namespace + '.' + self.name!r})"
+
+
+class Endpoint:
+    """One function of a component: serve it here, or make a client that calls whoever serves it."""
+
+    __slots__ = ("_runtime", "id")
+
+    def __init__(self, runtime: DistributedRuntime, endpoint_id: EndpointId) -> None:
+        self._runtime, self.id = runtime, endpoint_id
+
+    def serve(
+        self,
+        handler: HandlerFunction,
+        *,
+        name: str | None = None,
+        idempotent: bool = False,
+        max_inflight: int | None = None,
+        queue: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        labels: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+        graceful_shutdown: bool = True,
+        duplex: bool | None = None,
+    ) -> AbstractAsyncContextManager[Instance]:
+        """Serve it for the block, which gets the registered instance: reachable first, then registered.
+
+        ``name`` is unique in the endpoint and lets callers say ``direct``; ``idempotent`` lets them try
+        again what may have started. At most ``max_inflight`` handlers run and ``queue`` calls wait (as many
+        again unless said); beyond that a call is refused as overloaded. ``metadata`` is small and static,
+        ``labels`` go into it for the metrics of others. With ``duplex`` the handler gets a RequestStream;
+        None lets its annotation decide.
+
+        Leaving the block withdraws the endpoint: draining, grace, refuse, finish, cancel, unregister, each
+        bounded; without ``graceful_shutdown`` open streams are cancelled instead of finished. Entering
+        waits for discovery. Raises UnavailableError after ``DYN_STARTUP_TIMEOUT_S``, ConflictError,
+        ConfigError, ClosedError."""
+        return self._runtime._serve(
+            self.id,
+            handler,
+            name=name,
+            idempotent=idempotent,
+            max_inflight=max_inflight,
+            queue=queue,
+            metadata={**(metadata or {}), **({"labels": dict(labels)} if labels else {})},
+            graceful=graceful_shutdown,
+            duplex=duplex,
+        )
+
+    async def serve_endpoint(
+        self,
+        handler: HandlerFunction,
+        graceful_shutdown: bool = True,
+        metrics_labels: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+        health_check_payload: Any = None,
+        **options: Any,
+    ) -> None:
+        """Serve until the runtime shuts down; cancelling withdraws the endpoint. ``options`` and errors are
+        those of ``serve``.
+        """
+        async with self.serve(handler, labels=metrics_labels, graceful_shutdown=graceful_shutdown, **options):
+            await self._runtime._shutdown_begun()
+
+    async def serve_bidirectional_endpoint(
+        self,
+        handler: HandlerFunction,
+        graceful_shutdown: bool = True,
+        metrics_labels: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+        **options: Any,
+    ) -> None:
+        """``serve_endpoint`` for a duplex handler, which gets a RequestStream."""
+        await self.serve_endpoint(handler, graceful_shutdown, metrics_labels, duplex=True, **options)
+
+    async def register_endpoint_instance(self) -> None:
+        """Wake: back into discovery. Doing it twice is fine. Raises ConfigError if it is not served here."""
+        await self._runtime._announce(self.id, announced=True)
+
+    async def unregister_endpoint_instance(self) -> None:
+        """Sleep: out of discovery while still serving who knows the address. Doing it twice is fine."""
+        await self._runtime._announce(self.id, announced=False)
+
+    async def client(
+        self,
+        router_mode: Any = None,
+        *,
+        strategy: str | Strategy = "round_robin",
+        instance: int | str | None = None,
+    ) -> Client:
+        """A client of this endpoint; all clients of one endpoint in a runtime share one watch.
+
+        ``router_mode`` is Dynamo's word for a strategy: its enum, or a name in any spelling. Waits until the
+        discovery adapter is open, not for instances. Raises UnavailableError, ConfigError, ClosedError.
+        """
+        if router_mode is not None:
+            strategy = getattr(router_mode, "name", router_mode)
+        return await self._runtime._client(self.id, strategy=strategy, instance=instance)
+
+    def connection_id(self) -> int:
+        """The instance id of this runtime."""
+        return self._runtime.connection_id()
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+    def __repr__(self) -> str:
+        return f"Endpoint({str(self.id)!r})"

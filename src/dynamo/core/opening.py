@@ -1,0 +1,149 @@
+"""The adapters of one runtime: each opened when first needed, in a task of its own, and all closed at its
+end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from dynamo.core import registry
+from dynamo.core.config import Settings
+from dynamo.core.errors import ConfigError, DynamoError, UnavailableError
+from dynamo.core.late import OpeningPlane
+from dynamo.core.lifetime import Held, backoff, patiently
+from dynamo.core.ports.discovery import Discovery
+from dynamo.core.ports.request_plane import RequestPlane
+
+T = TypeVar("T")
+P = TypeVar("P")
+
+SERVERLESS = "mem (one process), file (one host) or static (fixed addresses)"
+CLOSE_S = 5.0  # for each adapter
+
+
+def scheme_of(url: str) -> str:
+    return url.partition("://")[0]
+
+
+def shown(url: str) -> str:
+    """The URL without a password in it."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url
+    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+
+
+class Adapters:
+    """Opens on first use; a backend that is not there yet is tried again for as long as somebody waits for
+    it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._discovery: Held[Discovery] | None = None
+        self._planes: dict[str, Held[RequestPlane]] = {}
+        self._serving_scheme = scheme_of(settings.request_plane)
+        try:
+            registry.discovery.factory(scheme_of(settings.discovery_backend))
+        except ConfigError as error:
+            if settings.discovery_backend in registry.discovery.schemes():
+                raise
+            default = "" if settings.is_set("discovery_backend") else " (the default)"
+            raise ConfigError(f"{error}{default}; without a server there are {SERVERLESS}") from error
+        registry.request_plane.factory(self._serving_scheme)
+
+    @property
+    def trouble(self) -> DynamoError | None:
+        """What keeps discovery from opening."""
+        return None if self._discovery is None else self._discovery.trouble
+
+    async def discovery(self) -> Discovery:
+        """The open discovery adapter; waits for its backend for as long as it takes. Raises ConfigError."""
+        held = self._discovery
+        if held is None or held.failed:
+            url = self.settings.discovery_backend
+            held = self._discovery = self._hold(
+                f"discovery {shown(url)}", lambda: registry.discovery.open(url, self.settings)
+            )
+        return await held.get()
+
+    async def serving_plane(self) -> RequestPlane:
+        """The request plane that this runtime serves on, which it may dial by too."""
+        return await self.plane(self._serving_scheme)
+
+    async def plane(self, scheme: str) -> RequestPlane:
+        """The request plane that dials addresses of this scheme. Raises ConfigError if there is no adapter
+        for it.
+        """
+        if (plane := self.plane_nowait(scheme)) is not None:
+            return plane
+        held = self._planes.get(scheme)
+        if held is None or held.failed:
+            url = self.settings.request_plane if scheme == self._serving_scheme else scheme
+            registry.request_plane.factory(scheme)
+            held = self._planes[scheme] = self._hold(
+                f"request plane {shown(url)}", lambda: registry.request_plane.open(url, self.settings)
+            )
+        return await held.get()
+
+    def plane_nowait(self, scheme: str) -> RequestPlane | None:
+        """An open plane that dials this scheme, or None."""
+        if (held := self._planes.get(scheme)) is not None and (plane := held.value) is not None:
+            return plane
+        for held in self._planes.values():  # one adapter may speak several: tcp, tcps and unix
+            if (plane := held.value) is not None and scheme in plane.capability.schemes:
+                return plane
+        return None
+
+    def dial(self, address: str) -> RequestPlane | None:
+        """The plane for an address by its scheme; None where no adapter is known that dials it.
+
+        The first call by a scheme may find its adapter still opening: such a call waits for that, and is
+        then turned away, SAFE, to be sent again. Raises ConfigError for an adapter that cannot be used,
+        MissingExtraError too.
+        """
+        scheme = scheme_of(address)
+        if (plane := self.plane_nowait(scheme)) is not None:
+            return plane
+        if scheme not in registry.request_plane.schemes():
+            return None
+        registry.request_plane.factory(scheme)
+        return OpeningPlane(scheme, asyncio.ensure_future(self.plane(scheme)))
+
+    async def patiently(self, opening: Awaitable[T], trouble: Callable[[], DynamoError | None]) -> T:
+        """Bound a wait for the discovery backend by ``startup_timeout_s``, in words that name the way out."""
+        settings, variable = self.settings, self.settings.source("discovery_backend")
+        return await patiently(
+            opening,
+            timeout_s=settings.startup_timeout_s,
+            waiting_for=f"discovery {shown(settings.discovery_backend)} ({variable})",
+            trouble=trouble,
+            bound_variable=settings.source("startup_timeout_s"),
+            way_out=f"start it, or set {variable} to one that needs no server: {SERVERLESS}",
+        )
+
+    def _hold(self, name: str, make: Callable[[], AbstractAsyncContextManager[P]]) -> Held[P]:
+        async def enter(stack: AsyncExitStack, held: Held[P]) -> P:
+            delays = backoff()
+            while True:
+                try:
+                    value = await stack.enter_async_context(make())
+                    held.trouble = None
+                    return value
+                except UnavailableError as error:
+                    held.trouble = error
+                await asyncio.sleep(next(delays))
+
+        return Held(asyncio.get_running_loop(), name, enter)
+
+    async def close(self) -> None:
+        """Close the planes, then discovery; each bounded."""
+        planes, self._planes = list(self._planes.values()), {}
+        await asyncio.gather(*(held.close(CLOSE_S) for held in planes))
+        discovery, self._discovery = self._discovery, None
+        if discovery is not None:
+            await discovery.close(CLOSE_S)
