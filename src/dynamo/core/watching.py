@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 from dynamo.core.model import EndpointId, Instance, InstanceKey
 from dynamo.core.ports.discovery import Change, Put, Removed, Snapshot, Stale, Watch
@@ -11,68 +12,102 @@ from dynamo.core.ports.discovery import Change, Put, Removed, Snapshot, Stale, W
 class ConflatingWatch(Watch):
     """Holds the present and the delivered state, and hands out their difference.
 
-    Memory is bounded by present plus delivered instances, whatever the reader does. Feeding (``reset``, ``put``,
-    ``remove``, ``stale``) is synchronous and belongs to the loop that reads.
+    Memory is bounded by present plus delivered instances, whatever the reader does. Feeding (``reset``,
+    ``put``, ``remove``, ``replace``, ``stale``) is synchronous and may come from any thread; reading belongs
+    to one task.
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._present: dict[InstanceKey, Instance] = {}
         self._delivered: dict[InstanceKey, Instance] = {}
         self._dirty: dict[InstanceKey, None] = {}  # insertion order is delivery order
-        self._resync = False
-        self._synced = False
+        self._synced = False  # the feed gave the whole state, and the backend has not gone since
+        self._away = False
+        self._resync = False  # a snapshot is due
         self._stale: Stale | None = None
-        self._wake = asyncio.Event()
-
-    @property
-    def present(self) -> dict[InstanceKey, Instance]:
-        """What the feed said last; adapters that scan compare with it. Not to be changed."""
-        return self._present
+        self._waiter: asyncio.Future[None] | None = None
 
     def reset(self, instances: tuple[Instance, ...]) -> None:
         """The whole state is this: the start, or the end of an outage."""
-        self._present = {instance.key: instance for instance in instances}
-        self._dirty.clear()
-        self._resync, self._synced, self._stale = True, True, None
-        self._wake.set()
+        with self._lock:
+            self._reset(instances)
+            self._notify()
 
     def put(self, instance: Instance) -> None:
+        with self._lock:
+            self._put(instance)
+            self._notify()
+
+    def remove(self, endpoint_id: EndpointId, instance_id: int) -> None:
+        with self._lock:
+            self._remove((endpoint_id, instance_id))
+            self._notify()
+
+    def replace(self, instances: tuple[Instance, ...]) -> None:
+        """Feed a complete listing as differences; the first, and one after ``stale``, is a snapshot."""
+        with self._lock:
+            if not self._synced:
+                self._reset(instances)
+            else:
+                listed = {instance.key for instance in instances}
+                for key in [key for key in self._present if key not in listed]:
+                    self._remove(key)
+                for instance in instances:
+                    self._put(instance)
+            self._notify()
+
+    def stale(self, reason: str) -> None:
+        """The backend is away. Repeating it while away tells the reader nothing new."""
+        with self._lock:
+            if not self._away:
+                self._away, self._synced = True, False
+                self._stale = Stale(reason=reason)
+                self._notify()
+
+    async def receive(self) -> Change:
+        while True:
+            with self._lock:
+                if (change := self._next()) is not None:
+                    return change
+                if self._waiter is not None:
+                    raise RuntimeError("a watch has one reader at a time")
+                waiter = self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await waiter
+            finally:
+                with self._lock:
+                    if self._waiter is waiter:
+                        self._waiter = None
+
+    def _reset(self, instances: tuple[Instance, ...]) -> None:
+        self._present = {instance.key: instance for instance in instances}
+        self._dirty.clear()  # the snapshot says it all
+        self._resync, self._synced, self._away, self._stale = True, True, False, None
+
+    def _put(self, instance: Instance) -> None:
         if self._present.get(instance.key) != instance:
             self._present[instance.key] = instance
             self._mark(instance.key)
 
-    def remove(self, endpoint_id: EndpointId, instance_id: int) -> None:
-        if self._present.pop((endpoint_id, instance_id), None) is not None:
-            self._mark((endpoint_id, instance_id))
-
-    def replace(self, instances: tuple[Instance, ...]) -> None:
-        """Feed a complete listing as differences; the first one is the snapshot, and so is one after ``stale``."""
-        if not self._synced:
-            self.reset(instances)
-            return
-        listed = {instance.key for instance in instances}
-        for endpoint_id, instance_id in [key for key in self._present if key not in listed]:
-            self.remove(endpoint_id, instance_id)
-        for instance in instances:
-            self.put(instance)
-
-    def stale(self, reason: str) -> None:
-        """The backend is away. Repeating it while away tells the reader nothing new."""
-        if self._synced or (self._stale is None and not self._delivered and not self._present):
-            self._synced = False
-            self._stale = Stale(reason=reason)
-            self._wake.set()
+    def _remove(self, key: InstanceKey) -> None:
+        if self._present.pop(key, None) is not None:
+            if key in self._delivered:
+                self._mark(key)
+            else:
+                self._dirty.pop(key, None)  # it came and went unseen
 
     def _mark(self, key: InstanceKey) -> None:
         if not self._resync:  # the pending snapshot carries it anyway
             self._dirty[key] = None
-            self._wake.set()
 
-    async def receive(self) -> Change:
-        while (change := self._next()) is None:
-            self._wake.clear()
-            await self._wake.wait()
-        return change
+    def _notify(self) -> None:
+        if self._waiter is not None and (self._resync or self._dirty or self._stale):
+            waiter, self._waiter = self._waiter, None
+            try:
+                waiter.get_loop().call_soon_threadsafe(_wake, waiter)
+            except RuntimeError:  # the reader's loop is closed: nobody reads any more
+                pass
 
     def _next(self) -> Change | None:
         if self._resync:
@@ -93,6 +128,11 @@ class ConflatingWatch(Watch):
                 return Removed(endpoint_id=key[0], instance_id=key[1])
         stale, self._stale = self._stale, None
         return stale
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def apply(live: dict[InstanceKey, Instance], change: Change) -> None:
