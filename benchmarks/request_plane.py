@@ -2,9 +2,9 @@
 
     python benchmarks/request_plane.py [--seconds 3] [--loop asyncio|uvloop] [--transport tcp|unix]
 
-Prints a table and writes build/bench/request_plane.json. One process calls, one works; msgspec serves where it is
-installed, and so does uvloop unless --loop says otherwise. Figures from a busy machine are worth nothing, and two
-machines do not compare: trust ratios of runs made one after the other.
+Prints a table and writes build/bench/request_plane.json. One process calls, one works; msgspec and uvloop
+serve where they are installed, unless --loop says otherwise. Figures from a busy machine are worth nothing: trust
+ratios of runs made one after the other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHAPES = ((1, 1, False), (64, 1, False), (1, 100, False), (64, 100, False), (1, 
 
 @attrs.frozen
 class Row:
-    """What one shape of load came to. ``paced``: the handler lets the loop run between items, as engines do."""
+    """What one shape of load came to. ``paced``: the handler lets the loop run between items."""
 
     transport: str
     callers: int
