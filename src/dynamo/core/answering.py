@@ -255,6 +255,7 @@ class Answer:
             self._timer = None
         self._call.on_cancel = None
         self.over = True
+        self._context = None  # it refers back to us
         served = self._served
         if served.telemetry is not None:
             served.telemetry.ended(time.monotonic() - self._began_at, self._error)

@@ -23,8 +23,8 @@ class OpeningPlane(RequestPlane):
     again.
     """
 
-    def __init__(self, scheme: str, opening: asyncio.Task[RequestPlane]) -> None:
-        self._scheme, self._opening = scheme, opening
+    def __init__(self, scheme: str, opening: asyncio.Task[RequestPlane], connect_timeout_s: float) -> None:
+        self._scheme, self._opening, self._connect_timeout_s = scheme, opening, connect_timeout_s
         opening.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     @property
@@ -45,7 +45,7 @@ class OpeningPlane(RequestPlane):
     def call(
         self, address: str, request: Request, *, instance_id: int = 0, incarnation: int = 0
     ) -> OutgoingCall:
-        return _LateCall(address, self._opening)
+        return _LateCall(address, self._opening, self._connect_timeout_s)
 
     async def check(self, address: str) -> Health:
         try:
@@ -55,9 +55,9 @@ class OpeningPlane(RequestPlane):
 
 
 class _LateCall(OutgoingCall):
-    """Sends nothing; ends once the adapter is open, or could not be opened."""
+    """Sends nothing; ends once the adapter is open, or could not be opened in time."""
 
-    def __init__(self, address: str, opening: asyncio.Task[RequestPlane]) -> None:
+    def __init__(self, address: str, opening: asyncio.Task[RequestPlane], connect_timeout_s: float) -> None:
         self._opening = opening
         self._address = address
         self._killed = False
@@ -65,6 +65,8 @@ class _LateCall(OutgoingCall):
         if opening.done():
             self._over.set()
         else:
+            timer = asyncio.get_running_loop().call_later(connect_timeout_s, self._over.set)
+            opening.add_done_callback(lambda _: timer.cancel())
             opening.add_done_callback(lambda _: self._over.set())
 
     def send(self, payload: Payload, *, end: bool = False) -> bool:
@@ -89,6 +91,8 @@ class _LateCall(OutgoingCall):
             return CallCancelledError("the call was killed by its caller")
         if not self.ended:
             return None
+        if not self._opening.done():
+            return UnavailableError(f"the adapter that dials {self._address} did not open in time")
         cause = None if self._opening.cancelled() else self._opening.exception()
         if cause is not None:
             return UnavailableError(f"cannot dial {self._address}: {cause}")

@@ -21,7 +21,7 @@ logger = logging.getLogger("dynamo.runtime")
 T = TypeVar("T")
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 5.0
-NOTICE_S = 1.0  # a wait that lasts longer says what it waits for
+NOTICE_S = 0.5  # a wait that lasts longer says what it waits for
 
 _owners: WeakSet[Owner] = WeakSet()
 
@@ -182,14 +182,12 @@ class Held(Generic[T]):
     @property
     def value(self) -> T | None:
         """What was opened, or None while it is not open."""
-        if self._task.done() or not self._ready.done() or self._ready.exception() is not None:
-            return None
-        return self._ready.result()
+        return None if self.failed or not self._ready.done() else self._ready.result()
 
     @property
     def failed(self) -> bool:
-        """True once it ended, or never opened."""
-        return self._task.done()
+        """True once it ended, or could not be opened."""
+        return self._task.done() or (self._ready.done() and self._ready.exception() is not None)
 
     async def get(self) -> T:
         """Wait until it is open; raises what opening raised. Cancelling the wait leaves the opening alone."""

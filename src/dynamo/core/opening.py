@@ -58,8 +58,11 @@ class Adapters:
 
     @property
     def trouble(self) -> DynamoError | None:
-        """What keeps discovery from opening."""
-        return None if self._discovery is None else self._discovery.trouble
+        """What keeps an adapter from opening."""
+        troubles = [held.trouble for held in self._planes.values()]
+        if self._discovery is not None:
+            troubles.insert(0, self._discovery.trouble)
+        return next((trouble for trouble in troubles if trouble is not None), None)
 
     async def discovery(self) -> Discovery:
         """The open discovery adapter; waits for its backend for as long as it takes. Raises ConfigError."""
@@ -112,7 +115,9 @@ class Adapters:
         if scheme not in registry.request_plane.schemes():
             return None
         registry.request_plane.factory(scheme)
-        return OpeningPlane(scheme, asyncio.ensure_future(self.plane(scheme)))
+        return OpeningPlane(
+            scheme, asyncio.ensure_future(self.plane(scheme)), self.settings.connect_timeout_s
+        )
 
     async def patiently(self, opening: Awaitable[T], trouble: Callable[[], DynamoError | None]) -> T:
         """Bound a wait for the discovery backend by ``startup_timeout_s``, in words that name the way out."""

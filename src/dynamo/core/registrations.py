@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from dynamo.core.errors import DynamoError, LeaseLostError, UnavailableError
+from dynamo.core.errors import ClosedError, DynamoError, LeaseLostError, UnavailableError
 from dynamo.core.lifetime import backoff, ended, lone
 from dynamo.core.model import EndpointId, Instance
 from dynamo.core.ports.discovery import Discovery, Lease
@@ -75,15 +75,20 @@ class Registrations:
 
         Raises what waiting does not mend: ConflictError (another live owner), ConfigError (not allowed here).
         """
+        known = self._lease_failure  # from before: the next attempt may well go better
         while self._registered.get(endpoint_id) is not self._wanted.get(endpoint_id):
             for failure in (self._lease_failure, self._failures.get(endpoint_id)):
-                if failure is not None and not isinstance(failure, (UnavailableError, LeaseLostError)):
+                if failure not in (None, known) and not isinstance(
+                    failure, (UnavailableError, LeaseLostError)
+                ):
                     raise failure
             await self._moved.wait()
 
     async def close(self, bound_s: float) -> None:
-        """Leave the lease, which removes what is registered under it."""
+        """Leave the lease, which removes what is registered under it; who still waits gets a ClosedError."""
         self._closing = True
+        self._lease_failure = ClosedError("the runtime was closed")
+        self._move()
         self._changed.set()
         if not self._held or not await ended(self._task, bound_s):
             self._task.cancel()
@@ -120,17 +125,18 @@ class Registrations:
         self._move()
 
     def _lose(self, error: DynamoError) -> None:
-        fresh = self._held or isinstance(error, LeaseLostError)
-        self._held = False
+        if self._closing:
+            return
+        lost, before = self._held or isinstance(error, LeaseLostError), self._lease_failure
+        self._held, self._lease_failure = False, error
         self._registered.clear()
-        self._lease_failure = error
-        if fresh:
-            logger.warning(
-                "the lease of instance %x is lost (%s); taking the next one", self._instance_id, error
-            )
+        if lost:
+            logger.warning("the lease of instance %x is lost (%s); taking the next", self._instance_id, error)
             if self._telemetry is not None:
                 self._telemetry.lease_changed(False, str(error))
             self._tell_lost(str(error))
+        elif not isinstance(error, UnavailableError) and type(error) is not type(before):
+            logger.error("no lease for instance %x, trying again: %s", self._instance_id, error)
         self._move()
 
     async def _keep(self, lease: Lease) -> str:

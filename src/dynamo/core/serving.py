@@ -13,7 +13,14 @@ from attrs import evolve
 
 from dynamo.core.answering import CANCEL_S, Answer
 from dynamo.core.config import Settings
-from dynamo.core.errors import ConfigError, DrainingError, DynamoError, OverloadedError, StreamBrokenError
+from dynamo.core.errors import (
+    ConfigError,
+    DeadlineError,
+    DrainingError,
+    DynamoError,
+    OverloadedError,
+    StreamBrokenError,
+)
 from dynamo.core.handlers import Handler
 from dynamo.core.lifetime import within
 from dynamo.core.model import EndpointId, Instance, Phase
@@ -77,6 +84,8 @@ class Served:
             self._refuse(call, self._refusal())
         elif call.killed:
             pass  # its caller left before it got here
+        elif (timeout_s := call.request.timeout_s) is not None and timeout_s <= 0:
+            call.fail(DeadlineError(f"the deadline of the call had passed when it reached {self}"))
         elif len(self._running) < self._limit:
             answer = Answer(self, call)
             self._running.add(answer)
