@@ -3,8 +3,8 @@
     python benchmarks/request_plane.py [--seconds 3] [--loop asyncio|uvloop] [--transport tcp|unix]
 
 Prints a table and writes build/bench/request_plane.json. One process calls, one works; msgspec and uvloop
-serve where they are installed, unless --loop says otherwise. Figures from a busy machine are worth nothing: trust
-ratios of runs made one after the other.
+serve where they are installed, unless --loop says otherwise. Figures from a busy machine are worth nothing:
+trust ratios of runs made one after the other.
 """
 
 from __future__ import annotations

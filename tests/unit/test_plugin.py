@@ -1,4 +1,4 @@
-"""The pytest plugin gives a test its own runtime, says what it needs, and makes suites' assertions readable."""
+"""The pytest plugin gives each test a runtime, says what it needs, and makes the suites' assertions readable."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_each_test_has_a_runtime_of_its_own(dynamo_runtime: DistributedRun
 def inner(folder: Path, code: str, *options: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_inner.py").write_text(code)
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}", *options, folder],
+        [sys.executable, "-m", "pytest", "-qp", "no:cacheprovider", f"--rootdir={folder}", *options, folder],
         capture_output=True, text=True, timeout=BOUND_S, check=False, cwd=folder,
     )  # fmt: skip
 
