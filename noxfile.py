@@ -16,17 +16,17 @@ nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "none"
 
 ROOT = Path(__file__).parent
-GROUPS = nox.project.load_toml("pyproject.toml")
+PYPROJECT = nox.project.load_toml("pyproject.toml")
 
 
 def environment(session: nox.Session, name: str, project: list[str], *groups: str) -> str:
     """The Python of the environment `name`, made on first use and again when what it installs has changed."""
     folder = ROOT / ".nox" / name
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    requirements = nox.project.dependency_groups(GROUPS, *groups)
+    requirements = nox.project.dependency_groups(PYPROJECT, *groups)
     installed = folder / "installed"
     wanted = hashlib.sha256(
-        repr((sys.version, str(ROOT), project, requirements, Path("pyproject.toml").read_bytes())).encode()
+        repr((sys.version, ROOT, project, requirements, PYPROJECT["project"])).encode()
     ).hexdigest()
     if not installed.exists() or installed.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)

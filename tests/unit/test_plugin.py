@@ -1,4 +1,4 @@
-"""The pytest plugin gives each test a runtime, says what it needs, and makes the suites' assertions readable."""
+"""The pytest plugin gives a test a runtime, says what it needs, and makes assertions of suites readable."""
 
 from __future__ import annotations
 
