@@ -5,44 +5,29 @@ the shutdown.
 from __future__ import annotations
 
 import asyncio
-import logging
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
-from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
+from weakref import WeakSet
 
 from dynamo.core import signals
 from dynamo.core.client import Client
 from dynamo.core.config import Settings
 from dynamo.core.endpoint import Endpoint, Namespace
-from dynamo.core.errors import (
-    ClosedError,
-    ConfigError,
-    ConflictError,
-    DrainingError,
-    DynamoError,
-    LeaseLostError,
-    UnavailableError,
-    UnknownEndpointError,
-)
-from dynamo.core.handlers import HandlerFunction, read_handler
+from dynamo.core.errors import ClosedError, ConfigError
+from dynamo.core.handlers import HandlerFunction
 from dynamo.core.health import Health, Status
-from dynamo.core.lifetime import Held, Owner, running_loop, see_through, within
+from dynamo.core.hosting import Hosting, ServeOptions
+from dynamo.core.lifetime import Ending, Owner, running_loop, see_through, within
 from dynamo.core.membership import Memberships
-from dynamo.core.model import EndpointId, Instance, check_name, random_incarnation, random_instance_id
+from dynamo.core.model import EndpointId, Instance
 from dynamo.core.opening import CLOSE_S, Adapters
-from dynamo.core.ports.request_plane import IncomingCall
-from dynamo.core.ports.telemetry import Side, Telemetry
-from dynamo.core.presence import Presence, appear
-from dynamo.core.serving import Served, withdraw
-
-logger = logging.getLogger("dynamo.runtime")
-
-T = TypeVar("T")
+from dynamo.core.ports.telemetry import Telemetry
 
 RESPONSE_PLANES = ("tcp",)
+SYNC_S = 1.0  # for discovery's first answer, so that a new client knows its instances
 
 
 class DistributedRuntime:
@@ -92,14 +77,11 @@ class DistributedRuntime:
         self._adapters = Adapters(self.settings)
         self._owner = Owner("this runtime", event_loop)
         self._telemetry, self._handle_signals = telemetry, handle_signals
-        self._instance_id, self._incarnation = random_instance_id(), random_incarnation()
-        self._id_told = False
-        self._ready = True
+        self._hosting = Hosting(self._adapters, telemetry, shut_down=self._begin_end)
         self._opened = self._ended = False
-        self._served: dict[str, Served] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
-        self._presence: Held[Presence] | None = None
+        self._ready = True
         self._memberships: Memberships | None = None
+        self._clients: WeakSet[Client] = WeakSet()
         self._ending: asyncio.Task[None] | None = None
         self._begun = asyncio.Event()
 
@@ -132,15 +114,12 @@ class DistributedRuntime:
 
         Where the backend gives ids (Kubernetes, static) it is known once something is served: asked before,
         the first serve fails with a ConfigError rather than under another id."""
-        if (presence := self._present) is None:
-            self._id_told = True
-            return self._instance_id
-        return presence.instance_id
+        return self._hosting.instance_id
 
     @property
     def serving(self) -> tuple[EndpointId, ...]:
         """What this runtime serves now."""
-        return tuple(served.endpoint_id for served in self._served.values())
+        return tuple(served.endpoint_id for served in self._hosting.served.values())
 
     def set_health_status(self, ready: bool) -> None:
         """The program's own word on its readiness: False makes ``health`` DOWN, whatever else is well."""
@@ -151,20 +130,15 @@ class DistributedRuntime:
         line.
         """
         self._owner.check_process()
-        presence, present = self._presence, self._present
         if self._ended:
             return Health(status=Status.DOWN, detail="closed")
         if self._ending is not None:
             return Health(status=Status.DOWN, detail="shutting down: finishing what runs, taking nothing new")
+        if not self._opened:
+            return Health(status=Status.DOWN, detail="not opened yet")
         if not self._ready:
             return Health(status=Status.DOWN, detail="set_health_status(False)")
-        if presence is not None and present is None and self._served:
-            return Health(status=Status.DOWN, detail=f"starting: {self._trouble() or 'not registered yet'}")
-        if present is not None and (trouble := present.registrations.trouble) is not None:
-            away = isinstance(trouble, (UnavailableError, LeaseLostError))
-            status = Status.STALE if away else Status.DOWN
-            return Health(status=status, detail=f"not registered, trying again: {trouble}")
-        return Health(status=Status.UP, detail=f"serving {len(self._served)} endpoints")
+        return self._hosting.health()
 
     async def __aenter__(self) -> DistributedRuntime:
         self._enter()
@@ -194,180 +168,57 @@ class DistributedRuntime:
             loop.call_soon_threadsafe(self._begin_end)
         else:
             self._owner.enter()  # raises: another loop
-        return Shutdown(self._until_ended)
+        return Ending(self._until_ended)
 
-    # What endpoints, and the machinery below, ask for.
+    # What endpoints ask for.
 
-    def _enter(self) -> asyncio.AbstractEventLoop:
+    def _enter(self) -> None:
         """Open if need be; ClosedError on another loop, in a fork, or after the end."""
+        self._owner.check_process()
         if self._ended or self._ending is not None:
-            self._owner.check_process()
             raise ClosedError("this runtime is closed, or was told to shut down; make a new one")
         loop = self._owner.enter()
         if not self._opened:
             self._opened = True
             if self._handle_signals:
                 signals.handle(self, loop, self._begin_end)
-        return loop
 
     @asynccontextmanager
     async def _serve(
-        self,
-        endpoint_id: EndpointId,
-        function: HandlerFunction,
-        *,
-        name: str | None,
-        idempotent: bool,
-        max_inflight: int | None,
-        queue: int | None,
-        metadata: Mapping[str, Any],
-        graceful: bool,
-        duplex: bool | None,
+        self, endpoint_id: EndpointId, function: HandlerFunction, options: ServeOptions
     ) -> AsyncGenerator[Instance]:
-        loop, path = self._enter(), str(endpoint_id)
-        telemetry = self._telemetry
-        served = Served(
-            endpoint_id,
-            read_handler(function, duplex=duplex),
-            loop=loop,
-            telemetry=None if telemetry is None else telemetry.endpoint(endpoint_id, Side.SERVER),
-            max_inflight=max_inflight,
-            queue=queue,
-            graceful=graceful,
-        )
-        if path in self._served:
-            raise ConflictError(
-                f"{path} is already served by this runtime: leave that block first, or make another runtime"
-            )
-        self._served[path] = served
-        try:
-            instance = await self._patiently(self._register(served, name, idempotent, metadata))
-        except BaseException:
-            self._abandon(served)
-            raise
-        try:
+        self._enter()
+        async with self._hosting.serve(endpoint_id, function, options) as instance:
             yield instance
-        finally:
-            await self._leave(served)
-
-    async def _register(
-        self, served: Served, name: str | None, idempotent: bool, metadata: Mapping[str, Any]
-    ) -> Instance:
-        presence = await self._appear()
-        served.instance = Instance(
-            endpoint_id=served.endpoint_id,
-            instance_id=presence.instance_id,
-            incarnation=self._incarnation,
-            addresses=presence.server.addresses,
-            name=None if name is None else check_name("instance", name),
-            idempotent=idempotent,
-            metadata=metadata,
-        )
-        presence.registrations.want(served.instance)
-        await presence.registrations.settled(served.endpoint_id)
-        return served.instance
-
-    def _abandon(self, served: Served) -> None:
-        """Undo a serve that did not get as far as being registered."""
-        if (presence := self._present) is not None:
-            presence.registrations.unwant(served.endpoint_id)
-        self._served.pop(str(served.endpoint_id), None)
-        served.refuse()
-        served.cut()
-
-    async def _leave(self, served: Served) -> None:
-        if self._ending is None and (presence := self._present) is not None:
-            leaving = asyncio.ensure_future(withdraw([served], presence.registrations, self.settings))
-            self._leaving.add(leaving)
-            served.leaving = True
-            try:
-                await see_through(leaving)
-            finally:
-                self._leaving.discard(leaving)
-                self._served.pop(str(served.endpoint_id), None)
-        elif self._ending is not None:
-            await see_through(self._ending)
 
     async def _announce(self, endpoint_id: EndpointId, *, announced: bool) -> None:
         self._enter()
-        served, presence = self._served.get(str(endpoint_id)), self._present
-        if served is None or served.instance is None or presence is None:
-            raise ConfigError(f"{endpoint_id} is not served by this runtime: it has no instance to register")
-        if served.leaving:
-            raise DrainingError(f"{endpoint_id} is being withdrawn")
-        if announced:
-            presence.registrations.want(served.instance)
-        else:
-            presence.registrations.unwant(endpoint_id)
-        await self._patiently(presence.registrations.settled(endpoint_id))
+        await self._hosting.announce(endpoint_id, announced=announced)
 
     async def _client(self, endpoint_id: EndpointId, **options: Any) -> Client:
         self._enter()
-        discovery = await self._patiently(self._adapters.discovery())
-        await self._adapters.serving_plane()
-        if self._memberships is None:
-            self._memberships = Memberships(discovery, self._telemetry)
-        return Client(
+        memberships = await self._adapters.patiently(self._find_out(), lambda: None)
+        membership = memberships.of(endpoint_id)
+        client = Client(
             endpoint_id,
-            membership=self._memberships.of(endpoint_id),
+            membership=membership,
             dial=self._adapters.dial,
             settings=self.settings,
             telemetry=self._telemetry,
             **options,
         )
+        self._clients.add(client)
+        await within(SYNC_S, membership.wait_for(lambda m: m.synced or m.stale is not None))
+        return client
 
-    async def _shutdown_begun(self) -> None:
-        await self._begun.wait()
+    async def _find_out(self) -> Memberships:
+        discovery = await self._adapters.discovery()
+        await self._adapters.serving_plane()  # which is mostly the one to dial by
+        if self._memberships is None:
+            self._memberships = Memberships(discovery, self._telemetry)
+        return self._memberships
 
-    # The machinery.
-
-    @property
-    def _present(self) -> Presence | None:
-        return None if self._presence is None else self._presence.value
-
-    async def _appear(self) -> Presence:
-        discovery, plane = await self._adapters.discovery(), await self._adapters.serving_plane()
-        held = self._presence
-        if held is None or held.failed:
-            enter = partial(
-                appear,
-                discovery=discovery,
-                plane=plane,
-                accept=self._accept,
-                drawn_id=self._instance_id,
-                told=lambda: self._id_told,
-                incarnation=self._incarnation,
-                telemetry=self._telemetry,
-                lost=self._lease_lost,
-            )
-            held = self._presence = Held(asyncio.get_running_loop(), "the presence of this runtime", enter)
-        return await held.get()
-
-    def _accept(self, call: IncomingCall) -> None:
-        """Every call of this runtime's server; the path finds the endpoint."""
-        served = self._served.get(call.request.endpoint)
-        if served is not None:
-            served.accept(call)
-        else:
-            known = ", ".join(self._served) or "nothing"
-            call.refuse(
-                UnknownEndpointError(f"{call.request.endpoint!r} is not served here; served: {known}")
-            )
-
-    def _trouble(self) -> DynamoError | None:
-        if self._adapters.trouble is not None or self._presence is None:
-            return self._adapters.trouble
-        if self._presence.trouble is not None or (presence := self._presence.value) is None:
-            return self._presence.trouble
-        return presence.registrations.trouble
-
-    async def _patiently(self, waiting: Awaitable[T]) -> T:
-        return await self._adapters.patiently(waiting, self._trouble)
-
-    def _lease_lost(self, reason: str) -> None:
-        if self.settings.lease_loss == "shutdown":
-            logger.error("shutting down: %s, and DYN_LEASE_LOSS=shutdown", reason)
-            self._begin_end()
+    # The end.
 
     def _begin_end(self) -> None:
         if self._ending is None and not self._ended:
@@ -376,34 +227,20 @@ class DistributedRuntime:
 
     async def _end(self) -> None:
         try:
-            if (presence := self._present) is not None:
-                staying = [served for served in self._served.values() if not served.leaving]
-                await withdraw(staying, presence.registrations, self.settings, presence.server)
-            if self._leaving:  # blocks that were being left already
-                await asyncio.wait(self._leaving)
+            await self._hosting.end()
         finally:
             self._ended = True
+            for client in list(self._clients):
+                await client.aclose()
             if self._memberships is not None:
                 await within(CLOSE_S, self._memberships.aclose())
-            if self._presence is not None:
-                await self._presence.close(2 * CLOSE_S)
+            await self._hosting.close()
             await self._adapters.close()
-            self._served.clear()
             signals.release(self)
 
     async def _until_ended(self) -> None:
-        if self._ending is not None:
+        if not self._ended:
             self._owner.enter()
+            await self._begun.wait()
+        if self._ending is not None:
             await asyncio.shield(self._ending)
-
-
-class Shutdown(Awaitable[None]):
-    """The end of a shutdown that is under way already."""
-
-    __slots__ = ("_wait",)
-
-    def __init__(self, wait: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._wait = wait
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return self._wait().__await__()

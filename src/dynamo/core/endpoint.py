@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 from dynamo.core.handlers import HandlerFunction
+from dynamo.core.hosting import ServeOptions
 from dynamo.core.model import EndpointId, Instance, check_name
 from dynamo.core.routing import Strategy
 
@@ -80,9 +81,7 @@ class Endpoint:
         bounded; without ``graceful_shutdown`` open streams are cancelled instead of finished. Entering
         waits for discovery. Raises UnavailableError after ``DYN_STARTUP_TIMEOUT_S``, ConflictError,
         ConfigError, ClosedError."""
-        return self._runtime._serve(
-            self.id,
-            handler,
+        options = ServeOptions(
             name=name,
             idempotent=idempotent,
             max_inflight=max_inflight,
@@ -91,6 +90,7 @@ class Endpoint:
             graceful=graceful_shutdown,
             duplex=duplex,
         )
+        return self._runtime._serve(self.id, handler, options)
 
     async def serve_endpoint(
         self,
@@ -104,7 +104,7 @@ class Endpoint:
         those of ``serve``.
         """
         async with self.serve(handler, labels=metrics_labels, graceful_shutdown=graceful_shutdown, **options):
-            await self._runtime._shutdown_begun()
+            await self._runtime._begun.wait()
 
     async def serve_bidirectional_endpoint(
         self,

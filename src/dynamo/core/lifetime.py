@@ -7,12 +7,13 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import AsyncExitStack
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 import anyio
+from attrs import frozen
 
 from dynamo.core.errors import ClosedError, DynamoError, UnavailableError
 
@@ -141,6 +142,27 @@ async def see_through(task: asyncio.Future[T]) -> T:
     return task.result()
 
 
+@frozen(kw_only=True)
+class Wait:
+    """What is waited for, what is known to stand in the way, and what a person can do instead."""
+
+    what: str
+    trouble: DynamoError | None
+    way_out: str
+
+
+class Ending(Awaitable[None]):
+    """The end of something under way: to await, or not."""
+
+    __slots__ = ("_wait",)
+
+    def __init__(self, wait: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._wait = wait
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._wait().__await__()
+
+
 class Held(Generic[T]):
     """Something opened and closed in one task of its own: whoever asked first may be gone when it closes.
 
@@ -212,36 +234,24 @@ def _retrieve(future: asyncio.Future[T]) -> None:
         future.exception()  # whoever asks later gets it; the loop need not warn when nobody does
 
 
-async def patiently(
-    opening: Awaitable[T],
-    *,
-    timeout_s: float,
-    waiting_for: str,
-    trouble: Callable[[], DynamoError | None],
-    bound_variable: str,
-    way_out: str,
-) -> T:
-    """Wait for a backend at most ``timeout_s``, saying after a second what for; then one clear
-    UnavailableError.
+async def patiently(opening: Awaitable[T], *, timeout_s: float, bound: str, wait: Callable[[], Wait]) -> T:
+    """Wait for a backend at most ``timeout_s``, saying soon what for; then one clear UnavailableError.
+
+    ``bound`` names the variable that sets the time, ``wait`` tells how things stand.
     """
-    wait = asyncio.ensure_future(opening)
+    opened = asyncio.ensure_future(opening)
     try:
-        if not await ended(wait, min(NOTICE_S, timeout_s)):
-            if timeout_s > NOTICE_S:
-                seen = trouble() or "no answer yet"
-                logger.warning(
-                    "waiting for %s, up to %g s (%s): %s; %s",
-                    waiting_for,
-                    timeout_s,
-                    bound_variable,
-                    seen,
-                    way_out,
-                )
-            await ended(wait, timeout_s - NOTICE_S)
-        if wait.done():
-            return wait.result()
+        if not await ended(opened, min(NOTICE_S, timeout_s)) and timeout_s > NOTICE_S:
+            now = wait()
+            seen = now.trouble or "no answer yet"
+            logger.warning(
+                "waiting for %s, up to %g s (%s): %s; %s", now.what, timeout_s, bound, seen, now.way_out
+            )
+            await ended(opened, timeout_s - NOTICE_S)
+        if opened.done():
+            return opened.result()
+        now = wait()
     finally:
-        wait.cancel()
-    cause = trouble()
-    seen = cause or f"no answer from {waiting_for}"
-    raise UnavailableError(f"{seen}, after {timeout_s:g} s ({bound_variable}); {way_out}") from cause
+        opened.cancel()
+    seen = now.trouble or f"no answer from {now.what}"
+    raise UnavailableError(f"{seen}, after {timeout_s:g} s ({bound}); {now.way_out}") from now.trouble

@@ -14,7 +14,7 @@ from dynamo.core import registry
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, DynamoError, UnavailableError
 from dynamo.core.late import OpeningPlane
-from dynamo.core.lifetime import Held, backoff, patiently
+from dynamo.core.lifetime import Held, Wait, backoff, patiently
 from dynamo.core.ports.discovery import Discovery
 from dynamo.core.ports.request_plane import RequestPlane
 
@@ -55,14 +55,6 @@ class Adapters:
             default = "" if settings.is_set("discovery_backend") else " (the default)"
             raise ConfigError(f"{error}{default}; without a server there are {SERVERLESS}") from error
         registry.request_plane.factory(self._serving_scheme)
-
-    @property
-    def trouble(self) -> DynamoError | None:
-        """What keeps an adapter from opening."""
-        troubles = [held.trouble for held in self._planes.values()]
-        if self._discovery is not None:
-            troubles.insert(0, self._discovery.trouble)
-        return next((trouble for trouble in troubles if trouble is not None), None)
 
     async def discovery(self) -> Discovery:
         """The open discovery adapter; waits for its backend for as long as it takes. Raises ConfigError."""
@@ -120,16 +112,22 @@ class Adapters:
         )
 
     async def patiently(self, opening: Awaitable[T], trouble: Callable[[], DynamoError | None]) -> T:
-        """Bound a wait for the discovery backend by ``startup_timeout_s``, in words that name the way out."""
-        settings, variable = self.settings, self.settings.source("discovery_backend")
-        return await patiently(
-            opening,
-            timeout_s=settings.startup_timeout_s,
-            waiting_for=f"discovery {shown(settings.discovery_backend)} ({variable})",
-            trouble=trouble,
-            bound_variable=settings.source("startup_timeout_s"),
-            way_out=f"start it, or set {variable} to one that needs no server: {SERVERLESS}",
-        )
+        """Bound a wait for the backends by ``startup_timeout_s``; ``trouble`` is the caller's, after ours."""
+        settings = self.settings
+
+        def wait() -> Wait:
+            plane = self._planes.get(self._serving_scheme)
+            if plane is not None and plane.value is None:  # discovery comes first, so that is open
+                variable, url = settings.source("request_plane"), shown(settings.request_plane)
+                way_out = f"start it, or set {variable}=tcp, which needs no server"
+                return Wait(what=f"{url} ({variable})", trouble=plane.trouble, way_out=way_out)
+            variable, url = settings.source("discovery_backend"), shown(settings.discovery_backend)
+            seen = trouble() if self._discovery is None else self._discovery.trouble or trouble()
+            way_out = f"start it, or set {variable} to one that needs no server: {SERVERLESS}"
+            return Wait(what=f"discovery {url} ({variable})", trouble=seen, way_out=way_out)
+
+        bound = settings.source("startup_timeout_s")
+        return await patiently(opening, timeout_s=settings.startup_timeout_s, bound=bound, wait=wait)
 
     def _hold(self, name: str, make: Callable[[], AbstractAsyncContextManager[P]]) -> Held[P]:
         async def enter(stack: AsyncExitStack, held: Held[P]) -> P:
