@@ -1,0 +1,193 @@
+"""One connection: an asyncio transport that carries what a sans-IO ``wire.Connection`` says."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import cast
+
+from dynamo.core.errors import DynamoError
+from dynamo.core.wire.connection import Connection
+from dynamo.core.wire.stream import Stream
+
+WRITE_BUFFER_BYTES = 256 * 1024  # what may wait in the transport: bounds how far one frame delays the next
+TAKE_BYTES = 256 * 1024  # asked of the connection at a time: about one fragment of the largest size
+JOIN_BYTES = 16 * 1024  # a part up to this is cheaper copied into a common write than written alone
+LATE_S = 0.05  # a timer that fires later than this tells that the loop was blocked
+LINGER_S = 1.0  # how long a closing side reads on: a reset would destroy the reason that it just sent
+
+
+class Call(Stream):
+    """Either end of a call: the wire's stream, with something to await."""
+
+    __slots__ = ()
+
+    async def wait(self) -> None:
+        while not self.ready():
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.on_readable = _Wake(waiter)
+            await waiter
+
+    async def writable(self) -> None:
+        while not self.can_send:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.on_writable = _Wake(waiter)
+            await waiter
+
+
+class _Wake:
+    """Ends a wait; the waiter may have been cancelled in the meantime."""
+
+    __slots__ = ("_waiter",)
+
+    def __init__(self, waiter: asyncio.Future[None]) -> None:
+        self._waiter = waiter
+
+    def __call__(self) -> None:
+        if not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Link(asyncio.BufferedProtocol):
+    """Drives one ``Connection`` and owns its transport; writes once per loop tick.
+
+    ``on_closed`` is called once, when nothing of it is left.
+    """
+
+    def __init__(
+        self, connection: Connection, peer: str, on_closed: Callable[[Link], None] | None = None
+    ) -> None:
+        self.connection = connection
+        self.peer = peer  # for messages
+        self.on_closed = on_closed
+        self.closed = False
+        self._buffer = connection.get_buffer
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._writing = False  # connected, and the transport's buffer has room
+        self._flush_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf  # when the timer was to fire
+        connection.on_output = self._schedule_flush
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if self.closed:  # given up while it was connecting
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self._writing = True
+        self._tick()
+        self._flush()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.connection.buffer_updated(nbytes)
+        if self.connection.closed:
+            self._flush()
+
+    def eof_received(self) -> bool:
+        return False  # the transport closes itself; connection_lost is next
+
+    def pause_writing(self) -> None:
+        self._writing = False
+
+    def resume_writing(self) -> None:
+        self._writing = True
+        self._flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._finish(exc)
+
+    def fail(self, error: DynamoError) -> None:
+        """The peer cannot be reached, for this reason."""
+        self.connection.unreachable(error)
+        self.abort()
+
+    def close(self, error: DynamoError | None = None) -> None:
+        """End every call, tell the peer why if there is a reason, and close once that is written."""
+        if not self.closed:
+            self.connection.close(error)
+            self._flush()
+            if self._transport is None:
+                self._finish(None)
+
+    def abort(self) -> None:
+        """Close at once, without a word, as a killed process does."""
+        self._finish(None)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write what there is, as long as the transport takes it: small parts of one tick in one write."""
+        self._flush_scheduled = False
+        transport = self._transport
+        if transport is None or self.closed:
+            return
+        take = self.connection.take_output
+        while self._writing and (parts := take(TAKE_BYTES)):
+            if len(parts) == 1:
+                transport.write(parts[0])
+                continue
+            small: list[bytes | memoryview] = []
+            for part in parts:
+                if len(part) <= JOIN_BYTES:
+                    small.append(part)
+                    continue
+                if small:
+                    transport.write(b"".join(small))
+                    small.clear()
+                transport.write(part)
+            if small:
+                transport.write(b"".join(small))
+        if self.connection.closed and self._writing:
+            self._linger(transport)
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        """Everything is written: end our direction, and read on, for nothing, until the peer ends its own."""
+        if transport.is_closing():
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        if transport.can_write_eof():
+            transport.write_eof()
+        else:
+            transport.close()  # TLS says goodbye by itself
+        self._timer = self._loop.call_later(LINGER_S, transport.abort)
+        self._writing = False
+
+    def _tick(self) -> None:
+        """Keep-alive and the bound of the opening, whenever the connection asked to be reminded."""
+        if self.closed or self.connection.closed:
+            return
+        now = self._loop.time()
+        if now > self._due + LATE_S:
+            # This loop was blocked: read first what arrived meanwhile, or the peer passes for silent.
+            self._due = now + LATE_S
+        else:
+            self._due = self.connection.tick(now)
+        if self.connection.closed:
+            self._flush()
+        else:
+            self._timer = self._loop.call_at(self._due, self._tick)
+
+    def _finish(self, cause: Exception | None) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._writing = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.connection.connection_lost(cause)
+        if self.on_closed is not None:
+            self.on_closed(self)
+            self.on_closed = None

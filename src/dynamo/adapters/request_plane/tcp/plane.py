@@ -1,0 +1,246 @@
+"""The plane itself: what it dials, what it serves, and the connections that it keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import attrs
+
+from dynamo.adapters.request_plane.tcp import tls, unix
+from dynamo.adapters.request_plane.tcp.addresses import HostPort, UnixPath, parse
+from dynamo.adapters.request_plane.tcp.link import Call, Link
+from dynamo.adapters.request_plane.tcp.server import TcpServer, listening
+from dynamo.core.config import Settings
+from dynamo.core.errors import (
+    AuthError,
+    ClosedError,
+    ConfigError,
+    DynamoError,
+    UnavailableError,
+    UnsupportedError,
+)
+from dynamo.core.health import Health, Status
+from dynamo.core.ports.request_plane import Accept, Capability, OutgoingCall, Request, RequestPlane, Server
+from dynamo.core.registry import url_options
+from dynamo.core.wire.budget import ReceiveBudget
+from dynamo.core.wire.connection import Connection
+from dynamo.core.wire.opening import Options
+from dynamo.core.wire.stream import Stream
+
+
+class TcpRequestPlane(RequestPlane):
+    """One connection per address and expected instance, shared by all calls to it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._budget = ReceiveBudget(settings.receive_budget_bytes)
+        self._links: dict[tuple[str, int, int], Link] = {}
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._tls: ssl.SSLContext | None = None
+        self._instance_id = self._incarnation = 0  # ours, once serving
+        self._closed = False
+        self._capability = Capability(
+            schemes=("tcp", "tcps", "unix"),
+            cross_process=True,
+            cross_host=True,
+            window_bytes=settings.window_bytes,
+            max_message_bytes=settings.max_message_bytes,
+        )
+
+    @property
+    def capability(self) -> Capability:
+        return self._capability
+
+    @property
+    def budget(self) -> ReceiveBudget:
+        """What this plane may hold of items larger than a window; ``used`` is 0 when nothing is in flight."""
+        return self._budget
+
+    @asynccontextmanager
+    async def serve(
+        self, accept: Accept, *, instance_id: int, incarnation: int, address: str | None = None
+    ) -> AsyncIterator[Server]:
+        declared = None if address is None else parse(address)
+        if isinstance(declared, UnixPath):
+            raise ConfigError(
+                f"cannot serve at {address}: declare tcp://host:port; the Unix socket comes by itself"
+            )
+        self._instance_id, self._incarnation = instance_id, incarnation
+
+        def connection(accept_stream: Callable[[Stream], None]) -> Connection:
+            return Connection(
+                self._options("a caller"), self._budget, dialer=False, accept=accept_stream, stream_type=Call
+            )
+
+        server = TcpServer(accept, connection)
+        async with listening(server, self._settings, incarnation, declared):
+            try:
+                yield server
+            finally:
+                await server.close()
+
+    def call(
+        self, address: str, request: Request, *, instance_id: int = 0, incarnation: int = 0
+    ) -> OutgoingCall:
+        link = self._links.get((address, instance_id, incarnation))
+        if link is None or link.connection.closed:
+            link = self._dial(address, instance_id, incarnation)
+        return cast(Call, link.connection.open(request))
+
+    async def check(self, address: str) -> Health:
+        try:
+            link = self._dial(address, 0, 0, keep=False)
+        except DynamoError as error:
+            return Health(status=Status.DOWN, detail=str(error))
+        ready: asyncio.Future[DynamoError | None] = self._loop.create_future()
+
+        def settle(_: Link | None = None) -> None:
+            if not ready.done():
+                ready.set_result(link.connection.error)
+
+        link.connection.on_ready = settle
+        link.on_closed = settle
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s * 2):
+                problem = await ready
+        except TimeoutError:
+            return Health(status=Status.DOWN, detail=f"no answer from {address}")
+        finally:
+            link.on_closed = None
+            link.close()
+        return Health(status=Status.UP if problem is None else Status.DOWN, detail=str(problem or address))
+
+    async def aclose(self) -> None:
+        """End every call and every connection that was dialled."""
+        self._closed = True
+        for task in self._connecting:
+            task.cancel()
+        for link in list(self._links.values()):
+            link.close()
+            link.abort()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
+
+    def _options(self, peer: str, instance_id: int = 0, incarnation: int = 0) -> Options:
+        settings = self._settings
+        return Options(
+            instance_id=self._instance_id,
+            incarnation=self._incarnation,
+            expected_instance_id=instance_id,
+            expected_incarnation=incarnation,
+            window_bytes=settings.window_bytes,
+            max_message_bytes=settings.max_message_bytes,
+            token=settings.auth_token,
+            keepalive_s=settings.keepalive_s,
+            opening_s=settings.connect_timeout_s,
+            peer=peer,
+        )
+
+    def _dial(self, address: str, instance_id: int, incarnation: int, *, keep: bool = True) -> Link:
+        """Start connecting; calls are taken at once and sent when there is a connection."""
+        if self._closed:
+            raise ClosedError(f"cannot call {address}: this request plane is closed")
+        target = parse(address)
+        if isinstance(target, UnixPath) and not unix.usable(target.boot_id, target.path):
+            raise UnsupportedError(f"{address} cannot be reached from this process")
+        options = self._options(address, instance_id, incarnation)
+        connection = Connection(options, self._budget, dialer=True, stream_type=Call)
+        key = (address, instance_id, incarnation)
+
+        def closed(link: Link) -> None:
+            if self._links.get(key) is link:
+                del self._links[key]
+
+        link = Link(connection, address, closed)
+        connection.on_idle = lambda: self._idle(link)
+        if keep:
+            self._links[key] = link
+        task = self._loop.create_task(self._connect(link, address, target))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        return link
+
+    def _idle(self, link: Link) -> None:
+        if link.connection.draining:
+            self._loop.call_soon(self._leave, link)
+
+    def _leave(self, link: Link) -> None:
+        if not link.connection.open_streams:
+            link.close()
+
+    async def _connect(self, link: Link, address: str, target: HostPort | UnixPath) -> None:
+        timeout_s = self._settings.connect_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._open_transport(link, target)
+        except TimeoutError:
+            link.fail(
+                UnavailableError(
+                    f"no connection to {address} within {timeout_s:g} s "
+                    f"({self._settings.source('connect_timeout_s')})"
+                )
+            )
+        except ssl.SSLCertVerificationError as error:
+            link.fail(
+                _because(
+                    AuthError(
+                        f"{address} has no certificate that we trust: {error.verify_message}; set "
+                        f"{self._settings.source('tls_ca_cert_path')} to its authority"
+                    ),
+                    error,
+                )
+            )
+        except (ssl.SSLError, ConnectionResetError, EOFError) as error:
+            hint = " (is it a plain tcp:// port?)" if isinstance(target, HostPort) and target.tls else ""
+            link.fail(_because(UnavailableError(f"cannot connect to {address}: {error}{hint}"), error))
+        except OSError as error:
+            reason = (
+                os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+            )
+            link.fail(_because(UnavailableError(f"cannot connect to {address}: {reason}"), error))
+        except DynamoError as error:
+            link.fail(error)
+        except asyncio.CancelledError:
+            link.abort()
+            raise
+
+    async def _open_transport(self, link: Link, target: HostPort | UnixPath) -> None:
+        if isinstance(target, UnixPath):
+            transport, _ = await self._loop.create_unix_connection(lambda: link, target.path)
+            if not unix.same_user(transport.get_extra_info("socket")):
+                raise UnavailableError(f"the process at {target} belongs to another user")
+        elif target.tls:
+            if self._tls is None:
+                self._tls = tls.client_context(self._settings)
+            await self._loop.create_connection(
+                lambda: link,
+                target.host,
+                target.port,
+                ssl=self._tls,
+                server_hostname=self._settings.tls_server_name or target.host,
+                ssl_handshake_timeout=self._settings.connect_timeout_s,
+            )
+        else:
+            await self._loop.create_connection(lambda: link, target.host, target.port)
+
+
+def _because(error: DynamoError, cause: BaseException) -> DynamoError:
+    error.__cause__ = cause
+    return error
+
+
+@asynccontextmanager
+async def open_tcp(url: str, settings: Settings) -> AsyncIterator[TcpRequestPlane]:
+    """Open the plane: ``tcp://``; its options host, port and bind win over ``DYN_TCP_RPC_*``."""
+    for name, value in url_options(url, ("host", "port", "bind")).items():
+        settings = attrs.evolve(settings, **{f"tcp_{name}": cast(Any, value)})
+    plane = TcpRequestPlane(settings)
+    try:
+        yield plane
+    finally:
+        await plane.aclose()

@@ -1,0 +1,211 @@
+"""The worker's end: sockets that listen, the connections that came in, and how they are told to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import cast
+
+from dynamo.adapters.request_plane.tcp import tls, unix
+from dynamo.adapters.request_plane.tcp.addresses import ANY_HOST, HostPort, UnixPath, own_address
+from dynamo.adapters.request_plane.tcp.link import Call, Link
+from dynamo.core.config import Settings
+from dynamo.core.errors import ConfigError, ConflictError, UnsupportedError
+from dynamo.core.ports.request_plane import Accept, Server
+from dynamo.core.wire.connection import Connection
+from dynamo.core.wire.stream import Stream
+
+BACKLOG = 1024
+MAX_OPENING = 1024  # connections that have not said who they are; one more costs the oldest its place
+CLOSE_S = 1.5  # for connections to end by themselves when the server closes
+
+
+class TcpServer(Server):
+    """All connections of one serving runtime, whatever socket they came in by."""
+
+    def __init__(self, accept: Accept, connection: Callable[[Callable[[Stream], None]], Connection]) -> None:
+        self._connection = connection
+        self._accept_call = accept
+        self._links: set[Link] = set()
+        self._opening: dict[Link, None] = {}  # insertion order: the first is the oldest
+        self._goaways = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.addresses_: tuple[str, ...] = ()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return self.addresses_
+
+    @property
+    def calls(self) -> int:
+        return sum(link.connection.open_streams for link in self._links)
+
+    def drain(self) -> None:
+        self._go_away(1)
+
+    def refuse(self) -> None:
+        self._go_away(2)
+
+    def abort(self) -> None:
+        """Close every connection at once, as a killed process does."""
+        for link in list(self._links):
+            link.abort()
+
+    async def close(self) -> None:
+        """End every call and connection; those that do not leave in time are aborted."""
+        for link in list(self._links):
+            link.close()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._idle.wait()
+        except TimeoutError:
+            self.abort()
+
+    def link(self, kind: type[Link] = Link) -> Link:
+        """What asyncio makes for a connection that came in."""
+        connection = self._connection(self._accept)
+        link = kind(connection, "a caller", self._closed)
+        connection.on_ready = lambda: self._ready(link)
+        self._links.add(link)
+        self._opening[link] = None
+        self._idle.clear()
+        if len(self._opening) > MAX_OPENING:
+            next(iter(self._opening)).abort()
+        return link
+
+    def _accept(self, stream: Stream) -> None:
+        self._accept_call(cast(Call, stream))
+
+    def _ready(self, link: Link) -> None:
+        self._opening.pop(link, None)
+        for _ in range(self._goaways):
+            link.connection.goaway()
+
+    def _go_away(self, times: int) -> None:
+        for link in self._links:
+            if link.connection.ready:
+                for _ in range(self._goaways, times):
+                    link.connection.goaway()
+        self._goaways = max(self._goaways, times)
+
+    def _closed(self, link: Link) -> None:
+        self._links.discard(link)
+        self._opening.pop(link, None)
+        if not self._links:
+            self._idle.set()
+
+
+@asynccontextmanager
+async def listening(
+    server: TcpServer, settings: Settings, incarnation: int, declared: HostPort | None
+) -> AsyncIterator[None]:
+    """Listen for ``server`` on TCP or TLS and, where it can be had, on a Unix socket."""
+    loop = asyncio.get_running_loop()
+    context = tls.server_context(settings)
+    if declared is not None and declared.tls != (context is not None):
+        have = "is set" if context else "is not set"
+        raise ConfigError(f"the declared address {declared}, but {settings.source('tls_cert_path')} {have}")
+    async with contextlib.AsyncExitStack() as stack:
+        bound, published = await _bind(settings, declared, context)
+        stack.callback(bound.close)
+        handshake = settings.connect_timeout_s if context else None
+        stack.callback(
+            (
+                await loop.create_server(
+                    server.link, sock=bound, ssl=context, ssl_handshake_timeout=handshake, backlog=BACKLOG
+                )
+            ).close
+        )
+        addresses = [str(published)]
+        if not tls.is_mutual(settings):
+            with contextlib.suppress(UnsupportedError):
+                addresses.insert(0, str(await stack.enter_async_context(_unix(server, incarnation))))
+        server.addresses_ = tuple(addresses)
+        yield
+
+
+@asynccontextmanager
+async def _unix(server: TcpServer, incarnation: int) -> AsyncIterator[UnixPath]:
+    """The fast path for callers of this user on this boot. Raises UnsupportedError before it yields."""
+    path = unix.socket_path(incarnation)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    fresh = f"{path}.new"
+    try:
+        listener.setblocking(False)
+        listener.bind(fresh)
+        os.chmod(fresh, 0o600)
+        listener.listen(BACKLOG)
+        os.rename(fresh, path)  # appears listening: one that refuses is taken for a dead one's
+    except OSError as error:
+        listener.close()
+        unix.remove(fresh)
+        raise UnsupportedError(f"no Unix socket at {path}: {error}") from error
+    try:
+        loop = asyncio.get_running_loop()
+        serving = await loop.create_unix_server(
+            lambda: server.link(_UnixLink), sock=listener, backlog=BACKLOG
+        )
+        try:
+            yield UnixPath(unix.boot_id() or "", path)
+        finally:
+            serving.close()
+    finally:
+        listener.close()
+        unix.remove(path)
+
+
+class _UnixLink(Link):
+    """Closes at once when the kernel says that another user is at the other end."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if not unix.same_user(transport.get_extra_info("socket")):
+            self.abort()
+
+
+async def _bind(
+    settings: Settings, declared: HostPort | None, context: ssl.SSLContext | None
+) -> tuple[socket.socket, HostPort]:
+    """A listening socket, and the address that others dial."""
+    host = declared.host if declared else settings.tcp_host or own_address()
+    port = declared.port if declared else settings.tcp_port
+    if host in ANY_HOST:
+        host, bind_host = own_address(), host
+    else:
+        bind_host = host
+    bind_host = settings.tcp_bind or bind_host
+    shown = f"{bind_host}:{port}"
+    source = settings.source("tcp_bind" if settings.tcp_bind else "tcp_host")
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            bind_host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {shown}: {source} does not resolve: {error}") from error
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setblocking(False)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if bind_host == "::" else 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConflictError(
+                f"port in use: {shown}; choose another {settings.source('tcp_port')}, or 0 for any free one"
+            ) from error
+        raise ConfigError(
+            f"cannot listen on {shown}: {error.strerror}; set {source} to an address of this host"
+        ) from error
+    return listener, HostPort(host, listener.getsockname()[1], context is not None)
