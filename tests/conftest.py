@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 from blockbuster import BlockBuster
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)  # a bound per example fails on a busy one
+settings.load_profile("any machine")
 
 LOOP = os.environ.get("DYNAMO_TEST_LOOP", "asyncio")
 BLOCKING_CALLS = ("time.", "socket.", "ssl.", "builtins.input")

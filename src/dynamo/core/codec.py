@@ -1,8 +1,11 @@
 """Values to bytes and back: MessagePack for items, JSON for discovery's records.
 
-msgspec does the MessagePack when it is installed (extra ``fast``), msgpack else; both give the same bytes for the same
-value. Maps, lists, strings, bytes, integers of 64 bits, floats, booleans and None arrive as they were sent; tuples and
-sets arrive as lists; attrs classes, dataclasses and pydantic models as maps; enums as their values.
+msgspec does the MessagePack when it is installed (extra ``fast``), msgpack else; both give the same bytes for
+the same value. Maps, lists, strings, bytes, integers of 64 bits, floats, booleans and None arrive as they
+were sent; tuples and sets arrive as lists; attrs classes (but for fields that begin with an underscore),
+dataclasses and pydantic models as maps; enums as their values. A datetime with a time zone arrives as the
+same moment in UTC; other dates, times and durations arrive as ISO 8601 text, UUIDs and decimals as text.
+Nesting deeper than a few hundred levels is an error.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ import datetime
 import decimal
 import enum
 import json
+import re
+import reprlib
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
@@ -23,28 +28,71 @@ from dynamo.core.model import MAX_INSTANCE_ID, EndpointId, Instance, Phase
 from dynamo.core.ports.request_plane import Payload
 
 _BUFFERS = (bytes, bytearray, memoryview)
+_KNOWN = (type(None), bool, int, float, str, bytes, bytearray, memoryview, list, tuple, dict)
+_HEX_64 = re.compile("[0-9a-fA-F]{1,16}")
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 80
 
 
 def _plain(value: Any) -> Any:
     """Turn what MessagePack does not know into what it does, as msgspec would."""
     match value:
+        case type():
+            raise TypeError("a class is not a MessagePack value; send an instance of it")
+        case enum.Enum():
+            return _known(value.value)
         case set() | frozenset():
             return list(value)
-        case enum.Enum():
-            return value.value
         case uuid.UUID() | decimal.Decimal():
             return str(value)
-        case datetime.datetime() | datetime.date() | datetime.time():
+        case datetime.datetime() if value.tzinfo is not None:  # of a subclass: both know the class itself
+            return datetime.datetime.combine(value.date(), value.timetz())
+        case datetime.datetime() | datetime.date():
             return value.isoformat()
+        case datetime.time():
+            return value.isoformat().replace("+00:00", "Z")
+        case datetime.timedelta():
+            return _iso_duration(value)
+        case str():  # subclasses, which msgspec does not take for what they are
+            return str.__str__(value)
+        case bytes() | bytearray():
+            return bytes(value)
+        case int() if type(value) is not int:
+            return int(value)
+        case int():  # msgpack asks for those that do not fit
+            raise OverflowError("can't serialize ints < -2**63 or > 2**64 - 1")
+        case float():
+            return float(value)
     if attrs.has(type(value)):
-        return {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return _public_attributes(value)
+    if dataclasses.is_dataclass(value):
+        names = (field.name for field in dataclasses.fields(value))
+        return {name: getattr(value, name) for name in names if hasattr(value, name)}
     if hasattr(value, "model_dump"):
-        return value.model_dump()
+        return _known(value.model_dump())
     if hasattr(value, "tolist"):  # numpy scalars and arrays
-        return value.tolist()
+        return _known(value.tolist())
     raise TypeError(f"{type(value).__name__} is not a MessagePack value")
+
+
+def _known(value: Any) -> Any:
+    """msgpack asks once for a value, so what it is given must need no second question."""
+    return value if type(value) in _KNOWN else _plain(value)
+
+
+def _public_attributes(value: Any) -> dict[str, Any]:
+    slots = (name for owner in type(value).__mro__ for name in owner.__dict__.get("__slots__", ()))
+    names = (*getattr(value, "__dict__", ()), *slots)
+    return {name: getattr(value, name) for name in names if name[0] != "_" and hasattr(value, name)}
+
+
+def _iso_duration(value: datetime.timedelta) -> str:
+    sign, value = ("-", -value) if value.days < 0 else ("", value)
+    days = f"{value.days}D" if value.days or not value else ""
+    fraction = f".{value.microseconds:06}".rstrip("0") if value.microseconds else ""
+    time = f"T{value.seconds}{fraction}S" if value.seconds or value.microseconds else ""
+    return f"{sign}P{days}{time}"
 
 
 def _msgpack_functions() -> tuple[Callable[[Any], bytes], Callable[[Any], Any]]:
@@ -54,21 +102,38 @@ def _msgpack_functions() -> tuple[Callable[[Any], bytes], Callable[[Any], Any]]:
         import msgpack
 
         def pack(value: Any) -> bytes:
-            packed: bytes = msgpack.packb(value, default=_plain)
-            return packed
-
-        def refuse_extension(code: int, data: bytes) -> Any:
-            raise ValueError(f"unknown MessagePack extension {code}")
+            return cast(bytes, msgpack.packb(value, default=_plain, datetime=True))
 
         def unpack(data: Any) -> Any:
-            return msgpack.unpackb(data, strict_map_key=False, ext_hook=refuse_extension)
+            try:
+                return msgpack.unpackb(data, strict_map_key=False, timestamp=3, ext_hook=_refuse_extension)
+            except TypeError:  # a list as a key: a tuple, as msgspec has it
+                return msgpack.unpackb(
+                    data,
+                    strict_map_key=False,
+                    timestamp=3,
+                    ext_hook=_refuse_extension,
+                    object_pairs_hook=_with_tuple_keys,
+                )
 
         return pack, unpack
 
-    def refuse_ext(code: int, data: memoryview) -> Any:
-        raise ValueError(f"unknown MessagePack extension {code}")
+    return (
+        msgspec.msgpack.Encoder(enc_hook=_plain).encode,
+        msgspec.msgpack.Decoder(ext_hook=_refuse_extension).decode,
+    )
 
-    return msgspec.msgpack.Encoder(enc_hook=_plain).encode, msgspec.msgpack.Decoder(ext_hook=refuse_ext).decode
+
+def _refuse_extension(code: int, data: Any) -> Any:
+    raise ValueError(f"unknown MessagePack extension {code}")
+
+
+def _with_tuple_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    return {_hashable(key): value for key, value in pairs}
+
+
+def _hashable(key: Any) -> Any:
+    return tuple(_hashable(part) for part in key) if isinstance(key, list) else key
 
 
 _pack, _unpack = _msgpack_functions()
@@ -80,15 +145,20 @@ def encode(value: Any) -> Payload:
         try:
             return memoryview(value).cast("B")
         except (TypeError, ValueError) as error:
-            raise EncodeError(f"cannot send this buffer: {error}; make it contiguous") from error
+            raise EncodeError(
+                f"cannot send this buffer: {error}; make it contiguous, and keep it open"
+            ) from error
     try:
         return _pack(value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except Exception as error:  # code of the value's own classes runs in here
         raise EncodeError(f"cannot send {_shown(value)}: {error}") from error
 
 
 def decode(payload: Payload, *, buffers: bool = False) -> Any:
-    """Decode one item; a raw one is ``bytes``, or with ``buffers`` the memoryview itself. Raises BadPayloadError."""
+    """Decode one item; a raw one is ``bytes``, or with ``buffers`` the memoryview itself.
+
+    Raises BadPayloadError.
+    """
     if type(payload) is memoryview:
         if buffers:
             return payload
@@ -96,17 +166,19 @@ def decode(payload: Payload, *, buffers: bool = False) -> Any:
         return owner if type(owner) is bytes and len(owner) == payload.nbytes else bytes(payload)
     try:
         return _unpack(payload)
-    except Exception as error:  # msgpack raises classes of its own, ValueError, TypeError (unhashable keys), RecursionError
+    except Exception as error:  # msgpack raises classes of its own and half a dozen of Python's
         raise BadPayloadError(f"not a MessagePack value ({len(payload)} bytes): {error}") from error
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}... ({type(value).__name__})"
+    return f"{_brief.repr(value)} ({type(value).__name__})"
 
 
 def encode_instance(instance: Instance) -> bytes:
-    """One registration as readable JSON, the same for every backend. Raises ConfigError if its metadata is not JSON."""
+    """One registration as readable JSON, the same for every backend.
+
+    Raises ConfigError if its metadata is not JSON.
+    """
     record: dict[str, Any] = {
         "namespace": instance.namespace,
         "component": instance.component,
@@ -123,9 +195,23 @@ def encode_instance(instance: Instance) -> bytes:
     if instance.metadata:
         record["metadata"] = dict(instance.metadata)
     try:
-        return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
+        data = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
+        _check_keys(record)  # json writes 1 and None as "1" and "null"
+        return data
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"the metadata of {instance} is not JSON: {error}") from error
+
+
+def _check_keys(value: Any) -> None:
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"key {key!r} is not text")
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return
+    for part in value:
+        _check_keys(part)
 
 
 def decode_instance(data: bytes | str) -> Instance:
@@ -144,15 +230,15 @@ def decode_instance(data: bytes | str) -> Instance:
             raise TypeError("metadata: not an object")
         if name is not None and not isinstance(name, str):
             raise TypeError("name: not a string")
-        incarnation = int(record["incarnation"], 16)
-        if not 0 <= incarnation < 2**64:
-            raise ValueError("incarnation: not 64 bits")
+        incarnation = record["incarnation"]
+        if not isinstance(incarnation, str) or _HEX_64.fullmatch(incarnation) is None:
+            raise TypeError("incarnation: not hex of 64 bits")
         return Instance(
             endpoint_id=EndpointId(
                 namespace=record["namespace"], component=record["component"], name=record["endpoint"]
             ),
             instance_id=instance_id,
-            incarnation=incarnation,
+            incarnation=int(incarnation, 16),
             addresses=tuple(addresses),
             phase=Phase(record.get("phase", "ready")),
             name=name,
