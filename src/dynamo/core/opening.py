@@ -5,10 +5,12 @@ end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
+
+from attrs import evolve
 
 from dynamo.core import registry
 from dynamo.core.config import Settings
@@ -22,6 +24,7 @@ T = TypeVar("T")
 P = TypeVar("P")
 
 SERVERLESS = "mem (one process), file (one host) or static (fixed addresses)"
+LOOPBACK = "127.0.0.1"
 CLOSE_S = 5.0  # for each adapter
 
 
@@ -81,9 +84,18 @@ class Adapters:
             url = self.settings.request_plane if scheme == self._serving_scheme else scheme
             registry.request_plane.factory(scheme)
             held = self._planes[scheme] = self._hold(
-                f"request plane {shown(url)}", lambda: registry.request_plane.open(url, self.settings)
+                f"request plane {shown(url)}", lambda: self._open_plane(url)
             )
         return await held.get()
+
+    @asynccontextmanager
+    async def _open_plane(self, url: str) -> AsyncIterator[RequestPlane]:
+        """Where discovery stays on this host the plane does too, unless an address was given."""
+        settings, discovery = self.settings, await self.discovery()
+        if settings.tcp_host is None and not discovery.capability.cross_host:
+            settings = evolve(settings, tcp_host=LOOPBACK)
+        async with registry.request_plane.open(url, settings) as plane:
+            yield plane
 
     def plane_nowait(self, scheme: str) -> RequestPlane | None:
         """An open plane that dials this scheme, or None."""
