@@ -1,0 +1,455 @@
+"""One connection of the wire protocol, without I/O: bytes in, streams and bytes out.
+
+A driver owns the transport. It gives what arrives to ``get_buffer``/``buffer_updated`` (or ``feed``), writes
+what ``take_output`` returns, calls ``tick`` with its clock, and closes the transport once ``closed`` is set
+and the output is written. Nothing here waits, raises on what a peer sent, reads a clock or logs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import secrets
+from collections.abc import Callable
+
+from dynamo.core.errors import (
+    AuthError,
+    DrainingError,
+    DynamoError,
+    EncodeError,
+    OverloadedError,
+    Retry,
+    StreamBrokenError,
+    TooLargeError,
+    UnavailableError,
+    UnknownEndpointError,
+    WireError,
+)
+from dynamo.core.ports.request_plane import Request
+from dynamo.core.wire import opening
+from dynamo.core.wire.budget import ReceiveBudget
+from dynamo.core.wire.dispatch import Dispatch
+from dynamo.core.wire.faults import encode_error
+from dynamo.core.wire.frames import (
+    ALL_STREAMS,
+    AUTH,
+    ERROR,
+    F_END,
+    F_RAW,
+    GOAWAY,
+    HELLO,
+    ITEM_COST,
+    MAGIC,
+    MAX_BODY,
+    MAX_STREAM_ID,
+    PING,
+    header,
+    map_frame,
+    number_frame,
+)
+from dynamo.core.wire.opening import Hello, Options
+from dynamo.core.wire.outbox import CONGESTED_BYTES, Buffer, Outbox
+from dynamo.core.wire.reader import Reader
+from dynamo.core.wire.sending import too_large
+from dynamo.core.wire.silence import Act, Silence
+from dynamo.core.wire.stream import Stream
+
+
+def refuse_all(stream: Stream) -> None:
+    stream.refuse(UnknownEndpointError(f"nobody serves {stream.request.endpoint} here"))
+
+
+class Connection:
+    """A dialer opens streams, a listener gives those that arrive to ``accept``, each with its first item.
+
+    ``on_output`` is called once when there is something to take, and again only after ``take_output`` took
+    all of it. ``on_ready``: the opening is done. ``on_idle``: the last open stream ended. ``closed``: write
+    what ``take_output`` still gives, then close the transport; ``error`` says why, None for a plain
+    ``close()``. What arrives after that is thrown away.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        budget: ReceiveBudget,
+        *,
+        dialer: bool,
+        accept: Callable[[Stream], None] = refuse_all,
+        stream_type: type[Stream] = Stream,
+    ) -> None:
+        self.options = options
+        self.ready = False
+        self.closed = False
+        self.draining = False  # the peer sent GOAWAY
+        self.error: DynamoError | None = None
+        self.on_ready: Callable[[], None] | None = None
+        self.on_idle: Callable[[], None] | None = None
+        self._dialer = dialer
+        self._accept = accept
+        self._stream_type = stream_type
+        self._budget = budget
+        self._out = Outbox()
+        self._reader = Reader(Dispatch(self))
+        self._silence = Silence(options.keepalive_s)
+        self._began_at: float | None = None  # the opening
+        self._hello = Hello()
+        self._hello_read = self._hello_sent = False
+        self._nonce = (options.nonce or secrets.token_bytes(opening.NONCE_BYTES)) if options.token else None
+        self._streams: dict[int, Stream] = {}
+        self._waiting: set[Stream] = set()  # opened, and their OPEN could not be queued yet
+        self._last_id = 0
+        self._limit_id = ALL_STREAMS  # as the last GOAWAY said: streams above it are not served
+        self._goaways = 0
+        self._max_receive = options.max_message_bytes
+        self._max_send = min(options.max_message_bytes, self._hello.max_message)
+        # A dialer without a token sends calls at once; else they wait for the listener's HELLO.
+        if dialer:
+            self._out.opening = [MAGIC, map_frame(HELLO, 0, opening.encode_hello(options, self._nonce, None))]
+            self._out.open = not options.token
+
+    # What the driver reads.
+
+    @property
+    def on_output(self) -> Callable[[], None]:
+        return self._out.on_output
+
+    @on_output.setter
+    def on_output(self, hook: Callable[[], None]) -> None:
+        self._out.on_output = hook
+
+    @property
+    def open_streams(self) -> int:
+        return len(self._streams) + len(self._waiting)
+
+    @property
+    def accepts_calls(self) -> bool:
+        """``open`` may bring something: not closed, no GOAWAY came, the peer was not silent for K."""
+        return not (self.closed or self.draining or self._silence.stalled)
+
+    @property
+    def peer_instance_id(self) -> int:
+        return self._hello.instance_id
+
+    @property
+    def peer_incarnation(self) -> int:
+        return self._hello.incarnation
+
+    # Bytes.
+
+    def get_buffer(self, hint: int = -1) -> memoryview:
+        """Where to put received bytes; never empty."""
+        return self._reader.get_buffer()
+
+    def buffer_updated(self, count: int) -> None:
+        """``count`` bytes were put where ``get_buffer`` said."""
+        self._reader.buffer_updated(count)
+        if self._out.flooded and not self.closed:
+            self._violate("the peer makes this side answer and does not read the answers")
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """The same, for carriers that bring bytes of their own."""
+        view = memoryview(data)
+        while view:
+            buffer = self._reader.get_buffer()
+            count = min(len(buffer), len(view))
+            buffer[:count] = view[:count]
+            del buffer
+            self.buffer_updated(count)
+            view = view[count:]
+
+    def take_output(self, max_bytes: int) -> list[Buffer]:
+        """What to write now, in order; empty if there is nothing.
+
+        Control frames and small items come whole (about CONGESTED_BYTES at most), then fragments of large
+        items in turns until ``max_bytes`` are reached, at least one. Take again while it gives something and
+        there is room.
+        """
+        return self._out.take(max_bytes)
+
+    # Calls.
+
+    def open(self, request: Request) -> Stream:
+        """Start a call (dialer); never waits. If none can start the stream has ended, with the SAFE reason.
+
+        Raises TooLargeError and EncodeError; then nothing was sent.
+        """
+        size = -1
+        if (payload := request.payload) is not None:
+            size = payload.nbytes if type(payload) is memoryview else len(payload)
+            if size > self._max_send:
+                raise too_large(size, self._max_send)
+        stream = self._stream_type(self, request)
+        if (reason := self._reason_not_to_open()) is not None:
+            stream.over = stream._in_done = stream._out_done = True
+            stream._error = reason
+            return stream
+        window = self._budget.window(self.options.window_bytes)
+        try:
+            head = opening.encode_head(request, None if window == self.options.window_bytes else window)
+            if len(head) > self._hello.max_head or len(head) > MAX_BODY - 1024:
+                raise TooLargeError(
+                    f"endpoint and metadata of {len(head)} bytes are over the limit of {self._hello.max_head}"
+                )
+        except TooLargeError:
+            self._budget.give(window)
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
+            self._budget.give(window)
+            raise EncodeError(f"the metadata of the call cannot be sent: {error}") from error
+        stream._reserved = stream._window = stream._in_credit = window
+        stream._give_at = window // 2
+        stream._head = head
+        stream._credit = self._hello.window
+        stream._set_half(self._hello.window)
+        if payload is not None:
+            stream._first = True
+            flags = (F_END if request.end else 0) | (F_RAW if type(payload) is not bytes else 0)
+            stream._pending.append((payload, size, flags))
+        stream._out_done = request.end
+        self._waiting.add(stream)
+        out = self._out
+        if (
+            out.open
+            and out.size < CONGESTED_BYTES
+            and size + ITEM_COST <= stream._half
+            and len(head) + size < MAX_BODY - 4
+        ):
+            stream._open_at, stream._open_index = out.takes, len(out.frames)
+            out.tail = None
+            out.size += stream._emit(out.frames)
+            if not out.scheduled:
+                out.wake()
+        else:
+            out.join(stream)
+        return stream
+
+    def _reason_not_to_open(self) -> DynamoError | None:
+        peer = self.options.peer
+        if self.closed:
+            return UnavailableError(
+                f"the connection to {peer} is closed{f': {self.error}' if self.error else ''}"
+            )
+        if self.draining:
+            return DrainingError(f"{peer} is draining and takes no new calls")
+        if self._last_id >= MAX_STREAM_ID:
+            return UnavailableError(f"the connection to {peer} has no stream ids left; open another")
+        if self.open_streams >= self._hello.max_streams:
+            return OverloadedError(f"{peer} takes {self._hello.max_streams} calls at a time on a connection")
+        return None
+
+    def _opened(self, stream: Stream) -> None:
+        """Its OPEN is being queued: ids are given in that order."""
+        self._last_id += 1
+        stream.id = self._last_id
+        self._waiting.discard(stream)
+        self._streams[stream.id] = stream
+
+    def _finished(self, stream: Stream) -> None:
+        """Both its directions are over."""
+        self._waiting.discard(stream)
+        if self._streams.get(stream.id) is stream:
+            del self._streams[stream.id]
+        if not self._streams and not self._waiting and (hook := self.on_idle) is not None:
+            hook()
+
+    def tick(self, now: float) -> float:
+        """Keep-alive: call it once connected, and again at the time it returns (seconds of any steady clock).
+
+        May queue a PING, end calls, or close the connection: opening not done in time, or peer silent for 3
+        K.
+        """
+        if self.closed:
+            return math.inf
+        options, silence = self.options, self._silence
+        if not self.ready:
+            if self._began_at is None:
+                self._began_at = now
+            limit = self._began_at + options.opening_s
+            if now < limit:
+                return limit
+            late = f"{options.peer} did not finish the opening within {options.opening_s:g} s"
+            self._close(UnavailableError(late), tell=True)
+            return math.inf
+        heard, self._reader.heard = self._reader.heard, False
+        act = silence.check(now, heard)
+        if act is Act.BREAK:
+            silent = f"nothing came from {options.peer} for {3 * options.keepalive_s:g} s (DYN_KEEPALIVE_S)"
+            self._close(UnavailableError(silent), tell=True)
+            return math.inf
+        if act is Act.STALL:
+            self._give_up_unanswered()
+        if act is not Act.NOTHING:
+            self._out.answer(_PING)
+        return silence.next_check(now)
+
+    def _give_up_unanswered(self) -> None:
+        """The peer is silent: calls that may run twice and brought nothing yet are better tried elsewhere."""
+        if not self._dialer:
+            return
+        bound = f"{self.options.keepalive_s:g} s (DYN_KEEPALIVE_S)"
+        silent = f"nothing came from {self.options.peer} for {bound}, and no answer to this call before that"
+        for stream in [*self._streams.values(), *self._waiting]:
+            if stream.request.idempotent and not stream.answered:
+                stream.leave(UnavailableError(silent, retry=Retry.UNKNOWN))
+
+    # The end of it.
+
+    def goaway(self) -> None:
+        """Drain (listener). The first time it asks for no new streams, the second time it takes none."""
+        if self.closed or self._dialer or self._goaways == 2:
+            return
+        self._goaways += 1
+        if self._goaways == 2:
+            self._limit_id = self._last_id
+        self._out.answer(number_frame(GOAWAY, 0, self._limit_id))
+
+    def close(self, error: DynamoError | None = None) -> None:
+        """End all streams and the connection; the peer is told ``error`` if there is one. Twice is fine."""
+        self._close(error, tell=error is not None)
+
+    def connection_lost(self, error: Exception | None = None) -> None:
+        """The transport is gone. Doing it twice, or after ``close``, is fine."""
+        if not self.closed:
+            lost = UnavailableError(f"the connection to {self.options.peer} was lost{_because(error)}")
+            lost.__cause__ = error
+            self._close(lost, tell=False)
+        self._out.clear()
+
+    def unreachable(self, error: DynamoError) -> None:
+        """There never was a transport: no call was sent, and each ends with ``error``."""
+        self._close(error, tell=False, refused=True)
+        self._out.clear()
+
+    def _violate(self, what: str) -> None:
+        self._close(WireError(f"{self.options.peer} broke the wire protocol: {what}"), tell=True)
+
+    def _close(
+        self, error: DynamoError | None, *, tell: bool, refused: bool = False, refuses: bool = False
+    ) -> None:
+        """``refused``: by the listener, so each stream ends with ``error``. ``refuses``: by us."""
+        if self.closed:
+            return
+        self.closed = True
+        self.error = error
+        self._reader.stopped = True
+        out = self._out
+        out.busy.clear()
+        endings = [
+            (stream, self._ending(stream, error, refused, refuses))
+            for stream in (*self._streams.values(), *self._waiting)
+        ]
+        # What a listener queued for streams that ended still goes out; calls that count as not sent must not.
+        if self._dialer or not out.open:
+            out.control, out.frames = [], []
+            out.size = out.control_size = 0
+        if tell and error is not None:
+            notice = map_frame(ERROR, 0, encode_error(error))
+            if out.open:
+                out.queue(notice)
+            else:
+                out.opening += [notice] if self._dialer or self._hello_sent else [MAGIC, notice]
+        for stream, ending in endings:
+            if self._dialer:
+                stream._finish(ending)
+            else:
+                self._kill(stream, ending)
+        if out.opening or out.control or out.frames:
+            out.wake()
+
+    def _ending(self, stream: Stream, error: DynamoError | None, refused: bool, refuses: bool) -> DynamoError:
+        """What a stream that was open ends with."""
+        peer, out = self.options.peer, self._out
+        sent = stream.id != 0 and stream._open_at != out.takes
+        ending: DynamoError
+        if error is not None and (refused or refuses):
+            ending = copy.copy(error)
+            if refuses and sent and error.retry is Retry.SAFE:
+                ending.retry = Retry.UNKNOWN
+        elif sent:
+            received = stream.received + len(stream._items)
+            ending = StreamBrokenError(
+                f"the connection to {peer} ended after {received} items of the call{_because(error)}",
+                received=received,
+            )
+        else:
+            ending = UnavailableError(
+                f"the connection to {peer} ended before the call was sent{_because(error)}"
+            )
+        ending.__cause__ = error
+        return ending
+
+    def _kill(self, stream: Stream, error: DynamoError) -> None:
+        """End a listener's stream whose caller is gone."""
+        stream.killed = True
+        stream._items.clear()
+        stream._in_done = False
+        stream._finish(error)
+        if (hook := stream.on_cancel) is not None:
+            hook(True)
+
+    # The opening, as Dispatch finds it done.
+
+    def _greet(self, hello: Hello) -> None:
+        """The peer's HELLO arrived. Raises what refuses it."""
+        options, self._hello, self._hello_read = self.options, hello, True
+        opening.check_version(hello)
+        if self._dialer:
+            self._greet_listener(hello)
+            return
+        if options.token and hello.nonce is None:
+            raise AuthError(f"{options.peer} asks for a token (DYN_AUTH_TOKEN), and none was offered")
+        opening.check_instance(
+            (hello.expected_instance_id, hello.expected_incarnation),
+            (options.instance_id, options.incarnation),
+        )
+        proof = None
+        if options.token and hello.nonce is not None and self._nonce is not None:
+            proof = opening.prove(options.token, "listener", hello.nonce, self._nonce)
+        self._out.opening += [MAGIC, map_frame(HELLO, 0, opening.encode_hello(options, self._nonce, proof))]
+        self._hello_sent = True
+        if options.token:
+            self._out.wake()
+        else:
+            self._become_ready()
+
+    def _greet_listener(self, hello: Hello) -> None:
+        options = self.options
+        if options.token and self._nonce is not None:
+            opening.check_proof(options, "listener", hello.proof, (self._nonce, hello.nonce))
+        opening.check_instance(
+            (options.expected_instance_id, options.expected_incarnation),
+            (hello.instance_id, hello.incarnation),
+        )
+        self._max_send = min(options.max_message_bytes, hello.max_message)
+        for stream in [*self._streams.values(), *self._waiting]:
+            stream._rewindow(hello.window)
+        if options.token and self._nonce is not None and hello.nonce is not None:
+            proof = opening.prove(options.token, "dialer", self._nonce, hello.nonce)
+            self._out.opening.append(map_frame(AUTH, 0, opening.encode_auth(proof)))
+        self._become_ready()
+
+    def _authenticate(self, proof: bytes) -> None:
+        """AUTH arrived. Raises AuthError."""
+        hello, nonce = self._hello, self._nonce
+        assert hello.nonce is not None
+        opening.check_proof(self.options, "dialer", proof, (hello.nonce, nonce))
+        self._become_ready()
+
+    def _become_ready(self) -> None:
+        self.ready = True
+        reader, out = self._reader, self._out
+        reader.streams = self._streams
+        reader.quick_limit = min(self._max_receive, MAX_BODY)
+        out.open = True
+        if out.opening or out.control or out.busy:
+            out.wake()
+        if (hook := self.on_ready) is not None:
+            self.on_ready = None
+            hook()
+
+
+_PING = header(PING, 0, 0, 8) + bytes(8)
+
+
+def _because(error: Exception | None) -> str:
+    return "" if error is None else f": {error}"

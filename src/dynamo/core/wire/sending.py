@@ -1,0 +1,335 @@
+"""The sending half of a stream: small items at once, the rest as window and link allow."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dynamo.core.errors import DynamoError, TooLargeError
+from dynamo.core.ports.request_plane import Payload, Request
+from dynamo.core.wire.frames import (
+    END,
+    ERROR,
+    F_END,
+    F_ITEM,
+    F_MORE,
+    F_RAW,
+    ITEM,
+    ITEM_COST,
+    MAX_BODY,
+    OPEN,
+    STOP,
+    header,
+    pack_header,
+    pack_u32,
+    pack_u64,
+)
+from dynamo.core.wire.outbox import CONGESTED_BYTES, Buffer
+
+if TYPE_CHECKING:
+    from dynamo.core.wire.connection import Connection
+
+ERROR_ENTRY = -1  # in place of flags: the entry's payload is the body of ERROR
+
+
+class Sending:
+    """What goes out on one stream, in order.
+
+    ``_pending`` holds what could not go at once. As long as it holds something, and once nothing more may be
+    sent, ``_small`` is -1, so that ``send`` takes the long way.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_blocked",
+        "_busy",
+        "_connection",
+        "_credit",
+        "_first",
+        "_half",
+        "_head",
+        "_offset",
+        "_open_at",
+        "_open_index",
+        "_out",
+        "_out_done",
+        "_pending",
+        "_small",
+        "_view",
+        "_window_out",
+        "id",
+        "on_writable",
+        "over",
+        "request",
+        "stopped",
+    )
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self._connection = connection
+        self._out = connection._out
+        self.request = request
+        self.id = 0  # given when OPEN is queued
+        self.over = False  # both directions
+        self.stopped = False  # the caller asked to finish; on its own side: has asked
+        self.on_writable: Callable[[], None] | None = None
+        self._head: bytes | None = None  # of OPEN, until that is queued
+        self._open_at = -1  # Outbox.takes when OPEN was queued: while it is the same, OPEN was not handed out
+        self._open_index = 0  # in Outbox.frames
+        self._first = False  # dialer: the first of _pending belongs into OPEN; listener: it is not whole yet
+        self._credit = self._window_out = 0
+        self._half = 0  # what a small item may cost
+        self._small = -1
+        self._pending: deque[tuple[Payload | None, int, int]] = deque()  # payload, length, flags
+        self._view: memoryview | None = None  # of the item that is being sent in fragments
+        self._offset = 0
+        self._blocked = False  # by credit
+        self._busy = False  # in Outbox.busy
+        self._out_done = False  # the end is queued or sent
+
+    @abstractmethod
+    def _opened(self) -> None: ...
+
+    @abstractmethod
+    def _finish(self, error: DynamoError | None) -> None: ...
+
+    def send(self, payload: Payload, *, end: bool = False) -> bool:
+        """Queue one item, with ``end`` as the last one; False: wait until ``can_send`` before sending more.
+
+        Never waits, and never drops an item while the call lives; afterwards it does. Raises TooLargeError.
+        """
+        if type(payload) is bytes:
+            size = len(payload)
+            flags = 0
+        else:
+            size = payload.nbytes if type(payload) is memoryview else len(payload)
+            flags = F_RAW
+        cost = size + ITEM_COST
+        if (
+            cost <= self._small
+            and (credit := self._credit - cost) >= 0
+            and (out := self._out).size < CONGESTED_BYTES
+        ):
+            self._credit = credit
+            if end:
+                flags |= F_END
+            frames = out.frames
+            frames.append(pack_header(size, ITEM, flags, 0, self.id))
+            frames.append(payload)
+            out.size += size + 16
+            out.tail = self
+            if not out.scheduled:
+                out.wake()
+            if end:
+                self._end_sent()
+                return True
+            return credit > 0
+        return self._send_later(payload, size, flags | F_END if end else flags)
+
+    def end(self) -> None:
+        """Nothing more is sent from here; doing it twice is fine."""
+        if self._out_done:
+            return
+        out = self._out
+        if self._pending or self._head is not None or out.size >= CONGESTED_BYTES:
+            self._out_done = True
+            self._queue((None, 0, F_END))
+            return
+        if out.tail is self:  # ride on the last item, which was not taken yet
+            frames = out.frames
+            last = frames[-2]
+            frames[-2] = pack_header(len(frames[-1]), ITEM, last[5] | F_END, 0, self.id)
+        else:
+            out.queue(header(END, 0, self.id, 0))
+        self._end_sent()
+
+    @property
+    def can_send(self) -> bool:
+        """The window has room, or the call is over."""
+        return self._out_done or (self._credit > 0 and not self._pending)
+
+    # Sending what could not go at once.
+
+    def _send_later(self, payload: Payload, size: int, flags: int) -> bool:
+        if size > self._connection._max_send:
+            raise too_large(size, self._connection._max_send)
+        if self._out_done:
+            return True
+        if flags & F_END:
+            self._out_done = True
+        self._queue((payload, size, flags))
+        return self._out_done
+
+    def _queue(self, entry: tuple[Payload | None, int, int]) -> None:
+        self._pending.append(entry)
+        self._small = -1
+        if not self._busy and not self._blocked:
+            if (
+                len(self._pending) == 1
+                and self._head is None
+                and self._credit < entry[1] + ITEM_COST <= self._half
+            ):
+                self._blocked = True
+            else:
+                self._out.join(self)
+
+    def _credited(self, increment: int) -> None:
+        """WINDOW arrived, or HELLO with another window."""
+        self._credit += increment
+        if self._pending:
+            if self._blocked and self._credit > 0:
+                self._blocked = False
+                if not self._busy:
+                    self._out.join(self)
+        elif (hook := self.on_writable) is not None and self._credit > 0:
+            self.on_writable = None
+            hook()
+
+    def _set_half(self, window: int) -> None:
+        """What a small item may cost with this window of the peer."""
+        self._window_out = window
+        self._half = min(window // 2, MAX_BODY + ITEM_COST, self._connection._max_send + ITEM_COST)
+
+    def _rewindow(self, window: int) -> None:
+        """The listener's HELLO said which window the inputs have."""
+        difference = window - self._window_out
+        self._set_half(window)
+        if self._small >= 0:
+            self._small = self._half
+        if difference:
+            self._credited(difference)
+
+    def _emit(self, frames: list[Buffer]) -> int:
+        """Append what may go now, about one fragment; its bytes. ``_blocked``: credit is missing for more."""
+        pending, size = self._pending, 0
+        if self._head is not None:
+            if self.over:
+                return 0
+            size = self._emit_open(frames)
+        while pending and size < MAX_BODY and not self._blocked:
+            payload, length, flags = pending[0]
+            if payload is None or flags == ERROR_ENTRY:
+                pending.popleft()
+                body = b"" if payload is None else bytes(payload)
+                frames.append(header(END if payload is None else ERROR, 0, self.id, len(body)) + body)
+                self._end_sent()
+                return size + 16 + len(body)
+            if self._view is not None:
+                size += self._emit_fragment(frames, payload, length, flags)
+            elif length + ITEM_COST <= self._half:
+                if length + ITEM_COST > self._credit:
+                    self._blocked = True
+                    break
+                self._credit -= length + ITEM_COST
+                frames.append(header(ITEM, flags, self.id, length))
+                frames.append(payload)
+                size += length + 16
+                self._sent(flags)
+            else:
+                data = max(0, min(self._credit, MAX_BODY - 8, length - 1))
+                frames.append(header(ITEM, flags & F_RAW | F_MORE, self.id, data + 8) + pack_u64(length))
+                self._begin_fragments(frames, payload, data)
+                size += data + 24
+        if not pending and not self._out_done:
+            self._small = self._half
+            if self._credit > 0 and (hook := self.on_writable) is not None:
+                self.on_writable = None
+                hook()
+        return size
+
+    def _emit_open(self, frames: list[Buffer]) -> int:
+        """OPEN, with the first item or a fragment of it."""
+        head = self._head
+        assert head is not None
+        self._head = None
+        self._opened()
+        prefix = pack_u32(len(head)) + head
+        if not self._first:
+            flags = F_END if self.request.end else 0
+            frames.append(header(OPEN, flags, self.id, len(prefix)) + prefix)
+            if flags:
+                self._end_sent()
+            elif not self._pending:
+                self._small = self._half
+            return len(prefix) + 16 + self._emit_stop(frames)
+        self._first = False
+        payload, length, flags = self._pending[0]
+        assert payload is not None
+        if length + ITEM_COST <= self._half and len(prefix) + length <= MAX_BODY:
+            self._credit -= length + ITEM_COST
+            frames.append(header(OPEN, flags | F_ITEM, self.id, len(prefix) + length) + prefix)
+            frames.append(payload)
+            self._sent(flags)
+            if not self._pending and not self._out_done:
+                self._small = self._half
+            return len(prefix) + length + 16 + self._emit_stop(frames)
+        data = max(0, min(self._credit, MAX_BODY - len(prefix) - 8, length - 1))
+        frames.append(
+            header(OPEN, flags & F_RAW | F_ITEM | F_MORE, self.id, len(prefix) + 8 + data)
+            + prefix
+            + pack_u64(length)
+        )
+        self._begin_fragments(frames, payload, data)
+        return len(prefix) + data + 24 + self._emit_stop(frames)
+
+    def _emit_stop(self, frames: list[Buffer]) -> int:
+        """STOP, if it was asked for before OPEN could go."""
+        if not self.stopped:
+            return 0
+        frames.append(header(STOP, 0, self.id, 0))
+        return 16
+
+    def _begin_fragments(self, frames: list[Buffer], payload: Payload, data: int) -> None:
+        self._view = memoryview(payload)
+        self._offset = data
+        self._credit -= data
+        if data:
+            frames.append(self._view[:data])
+
+    def _emit_fragment(self, frames: list[Buffer], payload: Payload, length: int, flags: int) -> int:
+        view, offset, credit = self._view, self._offset, self._credit
+        assert view is not None
+        rest = length - offset
+        if rest <= MAX_BODY and rest + ITEM_COST <= credit:
+            self._credit = credit - rest - ITEM_COST
+            frames.append(header(ITEM, flags & F_END, self.id, rest))
+            frames.append(view[offset:])
+            self._view = None
+            self._sent(flags)
+            return rest + 16
+        data = min(credit, MAX_BODY, rest - 1)
+        if data <= 0:
+            self._blocked = True
+            return 0
+        self._credit = credit - data
+        frames.append(header(ITEM, F_MORE, self.id, data))
+        frames.append(view[offset : offset + data])
+        self._offset = offset + data
+        return data + 16
+
+    def _sent(self, flags: int) -> None:
+        """The first of ``_pending`` is on its way."""
+        self._pending.popleft()
+        if flags & F_END:
+            self._end_sent()
+
+    def _end_sent(self) -> None:
+        self._out_done = True
+        self._small = -1
+        if self._connection._dialer:
+            self._wake_writer()
+        else:
+            self._finish(None)
+
+    def _wake_writer(self) -> None:
+        if (hook := self.on_writable) is not None:
+            self.on_writable = None
+            hook()
+
+
+def too_large(size: int, limit: int) -> TooLargeError:
+    return TooLargeError(
+        f"an item of {size} bytes is over the limit of {limit} (DYN_TCP_MAX_MESSAGE_SIZE); "
+        "split it, or raise the limit on both sides"
+    )
