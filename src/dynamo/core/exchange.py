@@ -8,73 +8,71 @@ again.
 from __future__ import annotations
 
 import asyncio
-import copy
-import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-import attrs
-
 from dynamo.core.context import Context
 from dynamo.core.errors import (
-    AuthError,
     CallCancelledError,
     ClosedError,
     ConfigError,
     DeadlineError,
-    DrainingError,
     DynamoError,
     NoInstancesError,
-    OverloadedError,
     Retry,
-    StreamBrokenError,
-    UnavailableError,
-    UnknownEndpointError,
     UnsupportedError,
-    WireError,
 )
 from dynamo.core.outbound import Outbound
 from dynamo.core.patience import Patience
 from dynamo.core.ports.request_plane import OutgoingCall, Payload, Request
+from dynamo.core.retrying import Trouble, verdict
 from dynamo.core.routing import Peer, Strategy, Way
 
 if TYPE_CHECKING:
     from dynamo.core.duplex import Input
 
-FIRST_DELAY_S = 0.002  # at most, before the second attempt; doubles from there
-LONGEST_DELAY_S = 0.5
-MAY_HAVE_RUN = 3  # attempts, in all, that may have reached a handler
-
 Resume: TypeAlias = Callable[[], Payload]
-
-
-class Trouble:
-    """What only a request needs whose first attempt did not simply work."""
-
-    __slots__ = ("give_up_at", "last", "may_have_run", "not_before", "tried")
-
-    def __init__(self, give_up_at: float) -> None:
-        self.give_up_at = give_up_at  # where there is no deadline
-        self.not_before = 0.0  # the next attempt
-        self.may_have_run = 0  # attempts
-        self.tried: list[Peer] = []  # in this round, which ends when everybody was
-        self.last: DynamoError | None = None
 
 
 class Exchange:
     """One request and its attempts. One task reads; ``close`` may come from anywhere on the loop."""
 
     __slots__ = (
-        "_answers_before", "_broken", "_context", "_failures_before", "_heard", "_link", "_opening", "_timer",
-        "_told", "_trouble", "_wake", "_way", "answered", "attempts", "began_at", "call", "done", "error",
-        "idempotent", "input", "out", "patience", "peer", "request", "request_id", "resume", "stopped",
-        "strategy", "timeout_s",
+        "_answers_before",
+        "_context",
+        "_heard",
+        "_link",
+        "_opening",
+        "_told",
+        "_wake",
+        "answered",
+        "attempts",
+        "began_at",
+        "broken",
+        "call",
+        "done",
+        "error",
+        "failures_before",
+        "idempotent",
+        "input",
+        "out",
+        "patience",
+        "peer",
+        "request",
+        "request_id",
+        "resume",
+        "stopped",
+        "strategy",
+        "timeout_s",
+        "timer",
+        "trouble",
+        "way",
     )  # fmt: skip
 
     _link: int
-    _way: Way
+    way: Way
     _answers_before: int
-    _failures_before: int
+    failures_before: int
     began_at: float
 
     def __init__(self, out: Outbound, request: Request, strategy: Strategy, idempotent: bool | None) -> None:
@@ -94,12 +92,12 @@ class Exchange:
         self.input: Input | None = None  # of a duplex call
         self.resume: Resume | None = None
         self.patience: Patience | None = None
-        self._broken: DynamoError | None = None  # decided on this side, about the present attempt alone
+        self.broken: DynamoError | None = None  # decided on this side, about the present attempt alone
         self._heard = False  # something of the present attempt's response arrived
         self._told = False  # the reader was told ``error``
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
         self._context: Context | None = None
-        self._trouble: Trouble | None = None
+        self.trouble: Trouble | None = None
         self._wake: asyncio.Future[None] | None = None
         self._opening: asyncio.Event | None = None
         out.active.add(self)
@@ -112,15 +110,18 @@ class Exchange:
     def expire_in(self, timeout_s: float) -> None:
         """End it with DeadlineError in ``timeout_s`` seconds."""
         if timeout_s > 0:
-            self._timer = self.out.loop.call_later(timeout_s, self._expire)
+            self.timer = self.out.loop.call_later(timeout_s, self._expire)
         else:
             self.finish(DeadlineError(f"{self.out.endpoint}: the deadline was over before the call began"))
 
     def link(self, context: Context) -> None:
         """What stops or kills ``context`` stops or kills this."""
         if not self.done:
-            self._context = context
-            self._link = context._link(self.cancel)
+            link = context._link(self.cancel)
+            if self.done:  # it was killed already
+                context._unlink(link)
+            else:
+                self._context, self._link = context, link
 
     def begin(self) -> None:
         """Send it at once where an instance is known; what goes wrong is told to the reader."""
@@ -135,7 +136,7 @@ class Exchange:
 
         Raises what no other instance would change.
         """
-        out, trouble, request = self.out, self._trouble, self.request
+        out, trouble, request = self.out, self.trouble, self.request
         assert request is not None
         while True:
             if trouble is None or not trouble.tried:
@@ -161,8 +162,8 @@ class Exchange:
                     out.set_unreachable(peer, error)
                 continue
             out.peers.begin(peer)
-            self.peer, self.call, self._way = peer, call, way
-            self._failures_before, self._answers_before = peer.failures, peer.answers
+            self.peer, self.call, self.way = peer, call, way
+            self.failures_before, self._answers_before = peer.failures, peer.answers
             self.attempts += 1
             if self.stopped:
                 call.stop()
@@ -216,9 +217,9 @@ class Exchange:
 
     async def _open(self) -> None:
         out, loop = self.out, self.out.loop
-        trouble = self._trouble
+        trouble = self.trouble
         if trouble is None:
-            trouble = self._trouble = Trouble(loop.time() + out.instance_wait_s)
+            trouble = self.trouble = Trouble(loop.time() + out.instance_wait_s)
         while not self.done:
             if self.stopped:
                 self.finish(None)
@@ -240,7 +241,7 @@ class Exchange:
                 self.finish(
                     ClosedError(f"the runtime ended while a request waited for an instance of {out.endpoint}")
                 )
-            elif self._timer is not None:
+            elif self.timer is not None:
                 await self._pause(None, for_change=True)  # until the table changes; the deadline is the bound
             elif loop.time() < trouble.give_up_at:
                 await self._pause(trouble.give_up_at, for_change=True)
@@ -276,13 +277,15 @@ class Exchange:
         self.answered = True
         if self.resume is None:
             self.request = None
-        self._alive()
+        self.alive()
 
-    def _alive(self) -> None:
+    def alive(self) -> None:
+        """The peer has answered this attempt, be it with a refusal."""
         self._heard = True
         peer = self.peer
         assert peer is not None
         peer.answers += 1
+        self._answers_before = peer.answers
         if peer.failures:
             self.out.membership.availability.answered(peer)
 
@@ -290,96 +293,17 @@ class Exchange:
         """The present attempt has ended: end the request with it, or arrange for another attempt."""
         out, call = self.out, self.call
         assert call is not None
-        error = self._broken or call.error
+        error = self.broken or call.error
         if error is None:
             if not self._heard:
-                self._alive()
+                self.alive()
             self.finish(None)
-        elif (final := self._verdict(error, call.received)) is not None:
+        elif (final := verdict(self, error, call.received)) is not None:
             self.finish(final)
         else:
             self._leave()
             if out.telemetry is not None:
                 out.telemetry.retried(type(error).__name__)
-
-    def _verdict(self, error: DynamoError, received: int) -> Exception | None:
-        """None where another attempt follows, which is prepared; else what the reader is told.
-
-        Puts the instance aside where the failure is its own.
-        """
-        out, peer = self.out, self.peer
-        assert peer is not None
-        other_way = self._blame(error, received)
-        if (
-            error.remote
-            or self.stopped
-            or self.request is None
-            or (self.input is not None and self.input.taken)
-        ):
-            return error
-        now = out.loop.time()
-        trouble = self._trouble
-        if trouble is None or received:
-            trouble = self._trouble = Trouble(now + out.instance_wait_s)
-        payload = self.request.payload
-        if error.retry is Retry.UNKNOWN:
-            trouble.may_have_run += 1
-            trouble.give_up_at = now + out.instance_wait_s
-            resume = self.resume if self.answered else None
-            if trouble.may_have_run >= MAY_HAVE_RUN:
-                return error
-            if resume is not None:
-                try:
-                    payload = resume()
-                except Exception as cannot:
-                    return cannot
-            elif self.answered or not self.request.idempotent:
-                return error
-        elif received or (error.retry is Retry.NEVER and not other_way):
-            return error
-        elif self._timer is None and now >= trouble.give_up_at:
-            return self._gave_up(error)
-        if not other_way:
-            if peer in trouble.tried:
-                trouble.tried.clear()
-            trouble.tried.append(peer)
-            longest_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(self.attempts - 1, 10))
-            trouble.not_before = now + random.random() * longest_s
-        trouble.last = error
-        self.request = attrs.evolve(
-            self.request,
-            payload=payload,
-            end=self.request.end or (self.input is not None and self.input.ended),
-            attempt=self.attempts + 1,
-            timeout_s=None if self._timer is None else max(0.0, self._timer.when() - now),
-        )
-        return None
-
-    def _blame(self, error: DynamoError, received: int) -> bool:
-        """Put the peer aside if the failure is its own; True if another address of it is to be tried."""
-        out, peer, way = self.out, self.peer, self._way
-        assert peer is not None
-        if error.remote or isinstance(error, OverloadedError):
-            self._alive()
-        elif (
-            isinstance(error, (DrainingError, UnknownEndpointError, StreamBrokenError, WireError)) or received
-        ):
-            out.failed(peer, self._failures_before, way)
-        elif isinstance(error, (UnavailableError, AuthError)):
-            # Perhaps it is the address: a Unix socket cannot be reached from another container, say.
-            if peer.way is not way:
-                return peer.way is not None  # another call has moved on already
-            if out.resolve(peer, way[2] + 1) is not None:
-                return True
-            out.failed(peer, self._failures_before, way)
-        return False
-
-    def _gave_up(self, error: DynamoError) -> DynamoError:
-        last = copy.copy(error)
-        spent = f"{self.attempts} attempts in {self.out.instance_wait_s:g} s (DYN_INSTANCE_WAIT_S)"
-        last.args = (f"{error}; gave up after {spent}",)
-        last.__cause__ = error
-        return last
 
     def cancel(self, killed: bool) -> None:
         """Stop: ask the worker to finish; what it still sends arrives. Killed: CallCancelledError."""
@@ -400,7 +324,7 @@ class Exchange:
     def _expire(self) -> None:
         if not self.done:
             late = DeadlineError(self._late(f"{self.timeout_s:g} s"))
-            if self.call is not None:
+            if self.call is not None and not self._heard:
                 self._suspect()
             self.abort(late)
 
@@ -408,24 +332,24 @@ class Exchange:
         """No item came in ``limit_s``: the present attempt has failed."""
         call = self.call
         if call is not None and not call.ended:
-            self._broken = DeadlineError(self._late(f"{limit_s:g} s ({option})"), retry=Retry.UNKNOWN)
+            self.broken = DeadlineError(self._late(f"{limit_s:g} s ({option})"), retry=Retry.UNKNOWN)
             self._suspect()
             call.kill()
 
     def _suspect(self) -> None:
         """Put aside a peer that let time run out; one that answered others meanwhile is only slow."""
-        if not self._heard and self.peer is not None and self.peer.answers == self._answers_before:
-            self.out.failed(self.peer, self._failures_before, self._way)
+        if self.peer is not None and self.peer.answers == self._answers_before:
+            self.out.failed(self.peer, self.failures_before, self.way)
 
     def _late(self, limit: str) -> str:
         out, peer = self.out, self.peer
         if peer is None:
             return f"{out.endpoint}: no instance within {limit}: {out.membership.describe()}"
         what = "no end" if self._heard else "no answer"
-        where = f"instance {peer.instance_id:x} at {self._way[1]}"
+        where = f"instance {peer.instance_id:x} at {self.way[1]}"
         text = f"{out.endpoint}: {what} within {limit} from {where}, attempt {self.attempts}"
-        if self._trouble is not None and self._trouble.last is not None:
-            text += f"; before that: {self._trouble.last}"
+        if self.trouble is not None and self.trouble.last is not None:
+            text += f"; before that: {self.trouble.last}"
         return text
 
     def close(self) -> None:
@@ -440,8 +364,8 @@ class Exchange:
         self.error = error
         if self.call is not None:
             self._leave()
-        if self._timer is not None:
-            self._timer.cancel()
+        if self.timer is not None:
+            self.timer.cancel()
         if self.patience is not None:
             self.patience.close()
         if self.input is not None:
@@ -462,6 +386,6 @@ class Exchange:
         assert peer is not None
         if not call.ended:
             call.kill()
-        self.call = self._broken = None
+        self.call = self.broken = None
         self._heard = False
         self.out.peers.finish(peer)

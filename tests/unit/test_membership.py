@@ -1,0 +1,232 @@
+"""The shared watch of an endpoint: what it shows, how it is waited for, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from dynamo.adapters.discovery.mem import MemDiscovery
+from dynamo.core.errors import ClosedError, DeadlineError, UnavailableError
+from dynamo.core.membership import Membership, Memberships
+from dynamo.core.model import EndpointId, Phase, Scope
+from dynamo.core.ports.discovery import Change, Put, Removed, Snapshot, Watch
+from dynamo.core.ports.telemetry import EndpointTelemetry, Side, Telemetry
+from unit.calling import BOUND_S, ENDPOINT, World, deployed, until
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def followed(world: World, **options: Any) -> AsyncIterator[Membership]:
+    membership = Membership(ENDPOINT, world.discovery, **options)
+    membership.retain()
+    try:
+        await membership.wait_for(lambda membership: membership.synced, BOUND_S)
+        yield membership
+    finally:
+        await membership.aclose()
+
+
+async def test_instances_come_change_drain_and_go() -> None:
+    async with deployed() as world, followed(world) as membership:
+        worker = await world.worker()
+        await membership.wait_for(lambda membership: membership.ready() == [worker.instance], BOUND_S)
+        await worker.update(metadata={"device_type": "cpu"})
+        await membership.wait_for(lambda membership: membership.ready() == [worker.instance], BOUND_S)
+        await worker.update(phase=Phase.DRAINING)
+        await membership.wait_for(lambda membership: not membership.ready(), BOUND_S)
+        assert membership.instances() == [worker.instance]
+        assert membership.peers.ready == []
+        await worker.leave()
+        await membership.wait_for(lambda membership: not membership.instances(), BOUND_S)
+
+
+async def test_other_endpoints_are_not_seen() -> None:
+    async with deployed() as world:
+        await world.worker(endpoint_id=EndpointId(namespace="demo", component="backend", name="generate-2"))
+        async with followed(world) as membership:
+            assert membership.instances() == []
+
+
+async def test_the_version_grows_with_every_change() -> None:
+    async with deployed() as world, followed(world) as membership:
+        versions = [membership.version]
+        worker = await world.worker()
+        await membership.wait_for(lambda membership: bool(membership.ready()), BOUND_S)
+        versions.append(membership.version)
+        membership.peers.set_aside(membership.peers.by_id[worker.id])
+        versions.append(membership.version)
+        assert versions == sorted(set(versions))
+
+
+async def test_an_outage_is_told_and_the_table_stays_in_force() -> None:
+    async with deployed() as world, followed(world) as membership:
+        worker = await world.worker()
+        await membership.wait_for(lambda membership: bool(membership.ready()), BOUND_S)
+        world.store.outage(True)
+        await membership.wait_for(lambda membership: membership.stale is not None, BOUND_S)
+        assert membership.ready() == [worker.instance]
+        assert "away now" in membership.describe()
+        world.store.outage(False)
+        await membership.wait_for(lambda membership: membership.stale is None, BOUND_S)
+        assert membership.ready() == [worker.instance]
+
+
+async def test_a_resync_keeps_what_is_known_of_those_that_stayed() -> None:
+    async with deployed() as world, followed(world) as membership:
+        worker = await world.worker()
+        await membership.wait_for(lambda membership: bool(membership.ready()), BOUND_S)
+        peer = membership.peers.by_id[worker.id]
+        membership.peers.begin(peer)
+        peer.failures = 2
+        membership.apply(Snapshot(instances=(worker.instance,)))
+        assert membership.peers.by_id[worker.id] is peer
+        assert (peer.in_flight, peer.failures) == (1, 2)
+
+
+async def test_listeners_hear_every_change_until_they_unsubscribe() -> None:
+    async with deployed() as world, followed(world) as membership:
+        heard: list[int] = []
+        unsubscribe = membership.subscribe(lambda: heard.append(len(membership.ready())))
+        await world.worker()
+        await membership.wait_for(lambda membership: bool(membership.ready()), BOUND_S)
+        assert heard == [1]
+        unsubscribe()
+        await world.worker()
+        await membership.wait_for(lambda membership: len(membership.ready()) == 2, BOUND_S)
+        assert heard == [1]
+
+
+async def test_waiting_in_vain_says_what_discovery_lists() -> None:
+    async with deployed() as world, followed(world) as membership:
+        with pytest.raises(
+            DeadlineError, match=r"demo.backend.generate.*0\.02 s.*discovery 'mem' lists none"
+        ):
+            await membership.wait_for(lambda membership: bool(membership.ready()), 0.02)
+        assert not membership.waiters
+
+
+async def test_a_cancelled_wait_leaves_nothing() -> None:
+    async with deployed() as world, followed(world) as membership:
+        waiting = asyncio.create_task(membership.wait_for(lambda membership: bool(membership.ready())))
+        await until(lambda: membership.waiters)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert not membership.waiters
+
+
+async def test_closing_wakes_who_waits() -> None:
+    async with deployed() as world, followed(world) as membership:
+        waiting = asyncio.create_task(membership.wait_for(lambda membership: bool(membership.ready())))
+        await until(lambda: membership.waiters)
+        await membership.aclose()
+        with pytest.raises(ClosedError, match="runtime ended"):
+            await waiting
+        with pytest.raises(ClosedError):
+            membership.retain()
+
+
+async def test_the_watch_runs_while_somebody_uses_it_and_only_once() -> None:
+    async with deployed() as world:
+        membership = Membership(ENDPOINT, world.discovery)
+        before = asyncio.all_tasks()
+        membership.retain()
+        membership.retain()
+        assert len(asyncio.all_tasks() - before) == 1
+        await membership.wait_for(lambda membership: membership.synced, BOUND_S)
+        membership.release()
+        assert len(asyncio.all_tasks() - before) == 1
+        membership.release()
+        await until(lambda: asyncio.all_tasks() == before)
+        await world.worker()
+        membership.retain()
+        await membership.wait_for(lambda membership: bool(membership.ready()), BOUND_S)
+        await membership.aclose()
+        assert asyncio.all_tasks() == before
+
+
+async def test_clients_of_one_endpoint_share_a_membership() -> None:
+    async with deployed() as world:
+        memberships = Memberships(world.discovery)
+        first = memberships.of(ENDPOINT)
+        assert memberships.of(EndpointId.parse("dyn://demo.backend.generate")) is first
+        assert memberships.of(EndpointId.parse("demo.backend.other")) is not first
+        del first
+        gc.collect()
+        assert not memberships._known
+
+
+class FailingOnce(MemDiscovery):
+    """Its first watch raises, as no watch may."""
+
+    failures = 1
+    error: Exception = UnavailableError("no backend at mem://x")
+
+    def watch(self, scope: Scope) -> AbstractAsyncContextManager[Watch]:
+        if self.failures:
+            self.failures -= 1
+            raise self.error
+        return super().watch(scope)
+
+
+async def test_a_watch_that_raises_is_an_outage_and_begun_again(caplog: pytest.LogCaptureFixture) -> None:
+    async with deployed() as world:
+        worker = await world.worker()
+        discovery = FailingOnce(world.store, 10.0)
+        membership = Membership(ENDPOINT, discovery)
+        membership.retain()
+        await membership.wait_for(lambda membership: membership.stale is not None, BOUND_S)
+        assert "has not answered yet (UnavailableError: no backend at mem://x)" in membership.describe()
+        await membership.wait_for(lambda membership: membership.ready() == [worker.instance], BOUND_S)
+        assert membership.stale is None
+        assert "watching demo.backend.generate failed, trying again" in caplog.text
+        await membership.aclose()
+
+
+async def test_others_names_what_else_is_registered_the_most_similar_first() -> None:
+    async with deployed() as world, followed(world) as membership:
+        assert await membership.others() == "nothing else is registered there"
+        await world.worker(endpoint_id=EndpointId.parse("demo.backend.generte"))
+        await world.worker(endpoint_id=EndpointId.parse("demo.backend.generte"))
+        await world.worker(endpoint_id=EndpointId.parse("other.thing.at_all"))
+        assert await membership.others() == "registered there: demo.backend.generte (2) and 1 more"
+
+
+async def test_others_gives_up_on_a_backend_that_is_away() -> None:
+    async with deployed() as world, followed(world) as membership:
+        world.store.outage(True)
+        assert "could not be read" in await membership.others()
+
+
+class Told(Telemetry):
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+
+    def endpoint(self, endpoint_id: EndpointId, side: Side) -> EndpointTelemetry:
+        raise AssertionError("no request is made here")
+
+    def instances_changed(self, change: Change) -> None:
+        self.changes.append(change)
+
+    def lease_changed(self, held: bool, reason: str) -> None:
+        raise AssertionError("no lease is taken here")
+
+
+async def test_telemetry_is_told_every_change() -> None:
+    async with deployed() as world:
+        told = Told()
+        async with followed(world, telemetry=told) as membership:
+            worker = await world.worker()
+            await membership.wait_for(lambda membership: bool(membership.ready()), BOUND_S)
+            await worker.leave()
+            await membership.wait_for(lambda membership: not membership.ready(), BOUND_S)
+        assert told.changes == [
+            Snapshot(instances=()),
+            Put(instance=worker.instance),
+            Removed(endpoint_id=ENDPOINT, instance_id=worker.id),
+        ]
