@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from dynamo.adapters.discovery.mem import MemStore, _stores
+from dynamo.core.codec import encode
+from dynamo.core.ports.request_plane import OutgoingCall, Request
 from dynamo.runtime import Client, DistributedRuntime
 
 T = TypeVar("T")
@@ -59,3 +61,14 @@ async def until(condition: Callable[[], object], bound_s: float = BOUND_S) -> No
     async with asyncio.timeout(bound_s):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+async def one_attempt(client: Client, request: Any, *, endpoint: str = PATH, **options: Any) -> OutgoingCall:
+    """A bare call to the client's one instance, past its retries; returns at its first item or its end."""
+    (instance,) = client._membership.instances()
+    plane = client._out._dial(instance.addresses[0])
+    assert plane is not None
+    opening = Request(endpoint=endpoint, request_id="bare", payload=encode(request), **options)
+    call = plane.call(instance.addresses[0], opening, instance_id=instance.instance_id)
+    await bounded(call.wait())
+    return call

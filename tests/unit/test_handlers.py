@@ -81,7 +81,7 @@ async def collect(stream: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("handler", "items"),
+    "handler, items",
     [
         (generator, 2),
         (coroutine, 1),
@@ -150,7 +150,7 @@ async def test_without_a_deadline_the_context_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("handler", "says"),
+    "handler, says",
     [
         (lambda: None, "takes no request"),
         (lambda *, request: None, "takes no request"),
@@ -182,9 +182,7 @@ async def duplex_by_word(requests: Any) -> AsyncIterator[int]:
         yield number * 2
 
 
-@pytest.mark.parametrize(
-    ("handler", "options"), [(duplex_by_annotation, {}), (duplex_by_word, {"duplex": True})]
-)
+@pytest.mark.parametrize("handler, options", [(duplex_by_annotation, {}), (duplex_by_word, {"duplex": True})])
 async def test_a_duplex_handler_reads_the_callers_items_as_they_come(handler: Any, options: Any) -> None:
     async with serving(handler, **options) as client:
         async with client.duplex(1) as call:

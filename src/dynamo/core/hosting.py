@@ -29,7 +29,7 @@ from dynamo.core.ports.request_plane import IncomingCall, Server
 from dynamo.core.ports.telemetry import Side, Telemetry
 from dynamo.core.presence import Presence, appear
 from dynamo.core.registrations import Registrations
-from dynamo.core.serving import Served, withdraw
+from dynamo.core.serving import Served, unregister, withdraw
 
 logger = logging.getLogger("dynamo.runtime")
 
@@ -124,7 +124,7 @@ class Hosting:
         try:
             instance = await self._adapters.patiently(self._register(served, options), lambda: self.trouble)
         except BaseException:
-            self._give_up(served)
+            await self._give_up(served)
             raise
         try:
             yield instance
@@ -177,17 +177,19 @@ class Hosting:
             logger.error("shutting down, as DYN_LEASE_LOSS=shutdown says: %s", reason)
             self._shut_down()
 
-    def _give_up(self, served: Served) -> None:
-        """Undo a serve that did not get as far as being registered."""
-        if (registrations := self.registrations) is not None:
-            registrations.unwant(served.endpoint_id)
-        self.served.pop(str(served.endpoint_id), None)
+    async def _give_up(self, served: Served) -> None:
+        """Undo a serve that did not get as far as being known to be registered."""
         served.refuse()
         served.cut()
+        try:
+            if (registrations := self.registrations) is not None:
+                await see_through(asyncio.ensure_future(unregister([served], registrations)))
+        finally:
+            self.served.pop(str(served.endpoint_id), None)
 
     async def _leave(self, served: Served) -> None:
         if (presence := self.present) is None:
-            self._give_up(served)
+            await self._give_up(served)
         elif served.leaving is None:
             await see_through(self._withdraw([served], presence))
         else:  # the whole runtime leaves

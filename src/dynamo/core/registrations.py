@@ -35,6 +35,7 @@ class Registrations:
         self._instance_id, self._incarnation = instance_id, incarnation
         self._wanted: dict[EndpointId, Instance] = {}
         self._registered: dict[EndpointId, Instance] = {}
+        self._moving: EndpointId | None = None  # asked of the backend, and not answered yet
         self._failures: dict[EndpointId, DynamoError] = {}
         self._lease_failure: DynamoError | None = None
         self._held = False
@@ -76,7 +77,9 @@ class Registrations:
         Raises what waiting does not mend: ConflictError (another live owner), ConfigError (not allowed here).
         """
         known = self._lease_failure  # from before: the next attempt may well go better
-        while self._registered.get(endpoint_id) is not self._wanted.get(endpoint_id):
+        while self._moving == endpoint_id or self._registered.get(endpoint_id) is not self._wanted.get(
+            endpoint_id
+        ):
             for failure in (self._lease_failure, self._failures.get(endpoint_id)):
                 if failure not in (None, known) and not isinstance(
                     failure, (UnavailableError, LeaseLostError)
@@ -177,6 +180,7 @@ class Registrations:
             wanted = self._wanted.get(endpoint_id)
             if wanted is self._registered.get(endpoint_id):
                 continue
+            self._moving = endpoint_id
             try:
                 if wanted is None:
                     await lease.remove(endpoint_id)
@@ -195,7 +199,9 @@ class Registrations:
                         "cannot register %s as instance %x: %s", endpoint_id, self._instance_id, failure
                     )
                 self._failures[endpoint_id] = failure
-            self._move()
+            finally:
+                self._moving = None
+                self._move()
         return well
 
     def _move(self) -> None:

@@ -30,7 +30,7 @@ from dynamo.core.registrations import Registrations
 
 logger = logging.getLogger("dynamo.runtime")
 
-UNREGISTER_S = 2.0  # for the backend to forget us; the lease's end does what it did not do in time
+UNREGISTER_S = 2.0
 
 
 class Served:
@@ -200,6 +200,12 @@ async def withdraw(
             logger.error(
                 "%d calls of %s run on although they were cancelled; they are left behind", calls, served
             )
+    await unregister(leaving, registrations)
+
+
+async def unregister(leaving: Sequence[Served], registrations: Registrations) -> None:
+    """Out of discovery; bounded, for the backend may be away, and the lease's end does it then."""
+    for served in leaving:
         registrations.unwant(served.endpoint_id)
     removals = (registrations.settled(served.endpoint_id) for served in leaving)
     await within(UNREGISTER_S, asyncio.gather(*removals, return_exceptions=True))
