@@ -13,7 +13,9 @@ from dynamo.core import errors
 from dynamo.core.errors import CallCancelledError, DynamoError, RemoteError, Retry, StreamBrokenError
 from dynamo.core.ports.request_plane import IncomingCall, OutgoingCall
 from dynamo.testing.request_plane.rig import (
+    LIMITS,
     RequestPlaneHarness,
+    fill,
     forever,
     packed,
     put,
@@ -46,8 +48,7 @@ async def send_one_then_be_silent(call: IncomingCall) -> None:
 
 
 async def fill_the_window(call: IncomingCall) -> None:
-    while call.send(raw(500)):
-        pass
+    fill(call, raw(500))
     await call.writable()
 
 
@@ -119,8 +120,7 @@ class Ends(Suite):
     async def test_R6_kill_wakes_its_own_readers_and_writers(self, harness: RequestPlaneHarness) -> None:
         async with self.rig(harness) as rig:
             call = rig.call(end=False)
-            while call.send(raw(500)):
-                pass
+            fill(call, raw(500))
             waiting = asyncio.gather(call.wait(), call.writable())
             await asyncio.sleep(0)
             call.kill()
@@ -192,7 +192,7 @@ class Ends(Suite):
             if then != "end":
                 await forever()
 
-        quick = {"keepalive_s": 0.3}  # for a link that falls silent
+        quick = LIMITS | {"keepalive_s": 0.3}  # for a link that falls silent
         async with self.rig(harness, handler, caller=quick, worker=quick) as rig:
             ended = rig.call(request_id="3 end")
             silent, read, partly_read, unread = (
@@ -230,8 +230,7 @@ class Ends(Suite):
         self, harness: RequestPlaneHarness, fault: str
     ) -> None:
         async def handler(call: IncomingCall) -> None:
-            while call.send(raw(500)):
-                pass
+            fill(call, raw(500))
             blocked.set()
             await asyncio.shield(asyncio.gather(call.writable(), take_all(call)))
 
@@ -242,8 +241,7 @@ class Ends(Suite):
 
         def accept(call: IncomingCall) -> None:
             incoming.append(call)
-            while call.send(raw(500)):
-                pass
+            fill(call, raw(500))
             tasks.append(asyncio.ensure_future(ended(call)))
             blocked.set()
 
@@ -253,12 +251,11 @@ class Ends(Suite):
             list[DynamoError | None](),
             asyncio.Event(),
         )
-        quick = {"keepalive_s": 0.3}
+        quick = LIMITS | {"keepalive_s": 0.3}
         async with self.rig(harness, handler, accept=accept, caller=quick, worker=quick) as rig:
             call = rig.call(end=False)
             await blocked.wait()
-            while call.send(raw(500)):
-                pass
+            fill(call, raw(500))
             writer = asyncio.ensure_future(call.writable())
             await asyncio.sleep(0)
             await self._break(rig.leave, rig.link.fault, fault)

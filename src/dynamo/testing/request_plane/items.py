@@ -20,7 +20,6 @@ from dynamo.core.ports.request_plane import (
 )
 from dynamo.testing.request_plane.rig import (
     LIMITS,
-    QUIET_S,
     RequestPlaneHarness,
     packed,
     put,
@@ -167,7 +166,7 @@ class Items(Suite):
             waits = [asyncio.ensure_future(call.wait()) for call in calls]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                await asyncio.sleep(QUIET_S)
+                await asyncio.sleep(self.quiet_s)
                 assert [wait.done() for wait in waits].count(True) == 1
                 for items in await asyncio.gather(*map(take_all_after, calls, waits)):
                     assert shown(*items) == shown(*LARGE_ITEMS)

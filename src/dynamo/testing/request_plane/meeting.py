@@ -243,7 +243,7 @@ class Meeting(Suite):
                     await forever()
             await put(call, packed(100))
 
-        async with no_leaks(), self.rig(harness, handler) as rig:
+        async with no_leaks(patience_s=self.patience_s / 2), self.rig(harness, handler) as rig:
             for _ in range(3):
                 for name in ("ends", "fails", "is large"):
                     await take_all(rig.call(request_id=name))
@@ -266,7 +266,7 @@ class Meeting(Suite):
     async def test_R16_leaving_serve_with_calls_in_flight_ends_them_soon(
         self, harness: RequestPlaneHarness
     ) -> None:
-        async with no_leaks(), self.rig(harness, _be_busy) as rig:
+        async with no_leaks(patience_s=self.patience_s / 2), self.rig(harness, _be_busy) as rig:
             calls = [rig.call(request_id=kind, end=False) for kind in ("silent", "endless", "large") * 10]
             await until(lambda: rig.server.calls == len(calls))
             async with asyncio.timeout(self.patience_s / 2):
@@ -279,7 +279,7 @@ class Meeting(Suite):
     async def test_R16_leaving_the_caller_s_plane_cancels_its_calls(
         self, harness: RequestPlaneHarness
     ) -> None:
-        async with no_leaks(), self.rig(harness, _be_busy) as rig:
+        async with no_leaks(patience_s=self.patience_s / 2), self.rig(harness, _be_busy) as rig:
             async with harness.open_plane(**LIMITS) as leaving:
                 calls = [
                     rig.call(plane=leaving, request_id=kind, end=False)

@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Protocol, TypeAlias
 
-import pytest
 from attrs import define
 
 from dynamo.core.errors import DynamoError
@@ -26,7 +25,8 @@ from dynamo.core.ports.request_plane import (
 )
 
 INSTANCE_ID, INCARNATION = 0x5EED, 0xFACADE
-QUIET_S = 0.05  # how long a test looks on before it believes that nothing happens
+
+NEVER_FULL = 1000  # so many items of some hundred bytes are beyond any window of these tests
 
 Handler: TypeAlias = Callable[[IncomingCall], Awaitable[None]]
 LIMITS: dict[str, Any] = {"window_bytes": 8192, "max_message_bytes": 256 * 1024}
@@ -65,10 +65,15 @@ class RequestPlaneHarness(Protocol):
 
 
 class Worker:
-    """Runs a handler in a task for each call; a killed call cancels its task, a return ends the response."""
+    """Runs a handler in a task for each call; a killed call cancels its task, a return ends the response.
+
+    An assertion that fails in a handler ends the test.
+    """
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
+        self._test = asyncio.current_task()
+        self.failure: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.calls: list[IncomingCall] = []
         self.cancelled: list[str] = []
@@ -103,16 +108,22 @@ class Worker:
         self._tasks.discard(task)
         if task.cancelled():
             self.cancelled.append(request_id)
+        elif (failure := task.exception()) is not None and self.failure is None:
+            self.failure = failure
+            if self._test is not None:
+                self._test.cancel()
+
+    def uncancel(self) -> None:
+        """The test goes on, to raise ``failure``."""
+        if self._test is not None:
+            self._test.uncancel()
 
     async def close(self) -> None:
-        """Cancel what still runs; an assertion that failed in a handler surfaces here."""
-        tasks = list(self._tasks)
-        for task in tasks:
+        """Cancel what still runs."""
+        self._test = None
+        for task in self._tasks:
             task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result in results:
-            if isinstance(result, AssertionError):
-                raise result
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 @define
@@ -169,8 +180,14 @@ async def set_up(
         async with harness.link(server) as link:
             try:
                 yield Rig(calling, server, runs, link, server_block.aclose)
+            except asyncio.CancelledError:
+                if runs.failure is None:
+                    raise
+                runs.uncancel()
             finally:
                 await runs.close()
+            if runs.failure is not None:
+                raise runs.failure
 
 
 def packed(size: int, seed: int = 0) -> bytes:
@@ -198,16 +215,26 @@ def shown(*payloads: Payload) -> list[str]:
 
 
 async def put(channel: Channel, payload: Payload, *, end: bool = False) -> None:
-    """Send, and wait until more may be sent."""
-    if not channel.send(payload, end=end):
+    """Send, let others run, and wait until more may be sent."""
+    room = channel.send(payload, end=end)
+    await asyncio.sleep(0)
+    if not room:
         await channel.writable()
+
+
+def fill(channel: Channel, payload: Payload) -> int:
+    """Send copies of it until the window is spent; tells how many."""
+    for count in range(1, NEVER_FULL + 1):
+        if not channel.send(payload):
+            return count
+    raise AssertionError(f"{NEVER_FULL} items were accepted and `send` never answered False")
 
 
 async def take(channel: Channel) -> Payload:
     """Receive one item; the end of the direction is a failure."""
     while (payload := channel.receive_nowait()) is None:
         if channel.ended:
-            pytest.fail(f"an item was expected, but the direction ended: {channel.error!r}")
+            raise AssertionError(f"an item was expected, but the direction ended: {channel.error!r}")
         await channel.wait()
     return payload
 

@@ -20,9 +20,12 @@ class Suite:
 
     patience_s: ClassVar[float] = 10.0
     """How long a test may wait in all before it fails."""
+    quiet_s: ClassVar[float] = 0.05
+    """How long a test looks on before it believes that nothing happens."""
     faults: ClassVar[tuple[str, ...]] = ()
     """The kinds that the harness's ``Link.fault`` knows; each must end the calls of the link as broken."""
     many_streams: ClassVar[int] = 1000
+    """How many streams "many" are."""
 
     @pytest.fixture
     def harness(self) -> RequestPlaneHarness:
