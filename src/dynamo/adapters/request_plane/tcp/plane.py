@@ -79,11 +79,11 @@ class TcpRequestPlane(RequestPlane):
             )
 
         server = TcpServer(accept, connection)
-        async with listening(server, self._settings, incarnation, declared):
-            try:
+        try:
+            async with listening(server, self._settings, incarnation, declared):
                 yield server
-            finally:
-                await server.close()
+        finally:
+            await server.close()
 
     def call(
         self, address: str, request: Request, *, instance_id: int = 0, incarnation: int = 0

@@ -35,6 +35,7 @@ class TcpServer(Server):
         self._links: set[Link] = set()
         self._opening: dict[Link, None] = {}  # insertion order: the first is the oldest
         self._goaways = 0
+        self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
         self.addresses_: tuple[str, ...] = ()
@@ -60,6 +61,7 @@ class TcpServer(Server):
 
     async def close(self) -> None:
         """End every call and connection; those that do not leave in time are aborted."""
+        self._closing = True
         for link in list(self._links):
             link.close()
         try:
@@ -71,13 +73,15 @@ class TcpServer(Server):
     def link(self, kind: type[Link] = Link) -> Link:
         """What asyncio makes for a connection that came in."""
         connection = self._connection(self._accept)
-        link = kind(connection, "a caller", self._closed)
+        link = kind(connection, "a caller", self._ended)
         connection.on_ready = lambda: self._ready(link)
         self._links.add(link)
         self._opening[link] = None
         self._idle.clear()
         if len(self._opening) > MAX_OPENING:
             next(iter(self._opening)).abort()
+        if self._closing:  # was being accepted when the listener closed
+            link.abort()
         return link
 
     def _accept(self, stream: Stream) -> None:
@@ -95,7 +99,7 @@ class TcpServer(Server):
                     link.connection.goaway()
         self._goaways = max(self._goaways, times)
 
-    def _closed(self, link: Link) -> None:
+    def _ended(self, link: Link) -> None:
         self._links.discard(link)
         self._opening.pop(link, None)
         if not self._links:
