@@ -64,6 +64,11 @@ class Budget:
         self._free = self._total = total
         self._asking: deque[End] = deque()
 
+    @property
+    def used(self) -> int:
+        """0 when nothing larger than a window is on its way."""
+        return self._total - self._free
+
     def fits(self, size: int) -> bool:
         return size <= self._free or self._free == self._total
 
