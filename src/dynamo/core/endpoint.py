@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
+from dynamo.core.errors import ClosedError
 from dynamo.core.handlers import HandlerFunction
 from dynamo.core.hosting import ServeOptions
 from dynamo.core.model import EndpointId, Instance, check_name
@@ -103,8 +104,19 @@ class Endpoint:
         """Serve until the runtime shuts down; cancelling withdraws the endpoint. ``options`` and errors are
         those of ``serve``.
         """
-        async with self.serve(handler, labels=metrics_labels, graceful_shutdown=graceful_shutdown, **options):
-            await self._runtime._begun.wait()
+        begun = self._runtime._begun
+        if begun.is_set():
+            raise ClosedError("this runtime was told to shut down, and serves nothing any more")
+        try:
+            async with self.serve(
+                handler, labels=metrics_labels, graceful_shutdown=graceful_shutdown, **options
+            ):
+                await begun.wait()
+        except ClosedError:
+            if (
+                not begun.is_set()
+            ):  # else the shutdown came before it was registered: there was nothing to serve
+                raise
 
     async def serve_bidirectional_endpoint(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 from attrs import Factory, frozen
 
 from dynamo.core.errors import (
+    ClosedError,
     ConfigError,
     ConflictError,
     DrainingError,
@@ -81,6 +82,8 @@ class Hosting:
     @property
     def trouble(self) -> DynamoError | None:
         """Why what is to be served is not registered; None where all is well."""
+        if self._adapters.trouble is not None:
+            return self._adapters.trouble
         if self._presence is not None and self._presence.trouble is not None:
             return self._presence.trouble
         return None if (registrations := self.registrations) is None else registrations.trouble
@@ -123,6 +126,8 @@ class Hosting:
         self.served[path] = served
         try:
             instance = await self._adapters.patiently(self._register(served, options), lambda: self.trouble)
+            if served.leaving is not None:
+                raise ClosedError(f"the runtime was shut down while {path} was being registered")
         except BaseException:
             await self._give_up(served)
             raise

@@ -59,6 +59,14 @@ class Adapters:
             raise ConfigError(f"{error}{default}; without a server there are {SERVERLESS}") from error
         registry.request_plane.factory(self._serving_scheme)
 
+    @property
+    def trouble(self) -> DynamoError | None:
+        """What keeps discovery, or the plane that we serve on, from opening."""
+        for held in (self._discovery, self._planes.get(self._serving_scheme)):
+            if held is not None and held.trouble is not None:
+                return held.trouble
+        return None
+
     async def discovery(self) -> Discovery:
         """The open discovery adapter; waits for its backend for as long as it takes. Raises ConfigError."""
         held = self._discovery
@@ -134,9 +142,10 @@ class Adapters:
                 way_out = f"start it, or set {variable}=tcp, which needs no server"
                 return Wait(what=f"{url} ({variable})", trouble=plane.trouble, way_out=way_out)
             variable, url = settings.source("discovery_backend"), shown(settings.discovery_backend)
-            seen = trouble() if self._discovery is None else self._discovery.trouble or trouble()
             way_out = f"start it, or set {variable} to one that needs no server: {SERVERLESS}"
-            return Wait(what=f"discovery {url} ({variable})", trouble=seen, way_out=way_out)
+            return Wait(
+                what=f"discovery {url} ({variable})", trouble=self.trouble or trouble(), way_out=way_out
+            )
 
         bound = settings.source("startup_timeout_s")
         return await patiently(opening, timeout_s=settings.startup_timeout_s, bound=bound, wait=wait)

@@ -117,7 +117,7 @@ class Registrations:
             except Exception as error:
                 self._lose(_ours(error))
             if not self._closing:
-                await asyncio.sleep(next(delays))
+                await self._pause(next(delays))
 
     def _take(self) -> None:
         if self._lease_failure is not None:
@@ -160,16 +160,20 @@ class Registrations:
     async def _follow(self, lease: Lease) -> None:
         delays = backoff()
         while not self._closing:
-            self._changed.clear()
             if await self._push(lease):
                 delays, pause = backoff(), None
             else:
                 pause = next(delays)
-            try:
-                async with asyncio.timeout(pause):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+            await self._pause(pause)
+
+    async def _pause(self, bound_s: float | None) -> None:
+        """Until something is wanted that was not, or the time has come to try again."""
+        try:
+            async with asyncio.timeout(bound_s):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        self._changed.clear()
 
     async def _push(self, lease: Lease) -> bool:
         """Bring each registration where it is wanted; False if one has to be tried again. Raises

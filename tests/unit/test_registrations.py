@@ -1,0 +1,326 @@
+"""A runtime and its lease: taken late, lost, taken again; and what is said while a backend is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from dynamo.adapters.discovery.mem import open_mem
+from dynamo.core import registry
+from dynamo.core.config import Settings
+from dynamo.core.model import EndpointId, Instance, random_incarnation
+from dynamo.core.ports.discovery import Capability, Discovery, Identity, Lease, Scope, Watch
+from dynamo.runtime import (
+    ClosedError,
+    ConfigError,
+    ConflictError,
+    DistributedRuntime,
+    Status,
+    UnavailableError,
+)
+from unit.deployments import PATH, bounded, fresh, make_runtime, one_attempt, store, until
+
+pytestmark = pytest.mark.anyio
+
+ENDPOINT = EndpointId.parse(PATH)
+
+
+async def echo(request: Any) -> Any:
+    return request
+
+
+class Backend(Discovery):
+    """mem, behind a door that a test opens and closes: what a client of a real server meets."""
+
+    def __init__(self) -> None:
+        self.url = fresh()
+        self.open_error: Exception | None = None
+        self.identities: list[Identity | Exception] = []
+        self.leases = 0
+        self._mem: Any = None
+
+    @asynccontextmanager
+    async def connect(self, url: str, settings: Settings) -> AsyncIterator[Discovery]:
+        if self.open_error is not None:
+            raise self.open_error
+        async with open_mem(self.url, settings) as self._mem:
+            yield self
+
+    @property
+    def capability(self) -> Capability:
+        capability: Capability = self._mem.capability
+        return capability
+
+    async def identity(self) -> Identity | None:
+        if not self.identities:
+            return None
+        identity = self.identities.pop(0) if len(self.identities) > 1 else self.identities[0]
+        if isinstance(identity, Exception):
+            raise identity
+        return identity
+
+    def watch(self, scope: Scope) -> AbstractAsyncContextManager[Watch]:
+        watch: AbstractAsyncContextManager[Watch] = self._mem.watch(scope)
+        return watch
+
+    def lease(self, *, instance_id: int, incarnation: int) -> AbstractAsyncContextManager[Lease]:
+        self.leases += 1
+        lease: AbstractAsyncContextManager[Lease] = self._mem.lease(
+            instance_id=instance_id, incarnation=incarnation
+        )
+        return lease
+
+    async def check(self) -> Any:
+        return await self._mem.check()
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    backend = Backend()
+    backend.scheme = f"test-{uuid.uuid4().hex[:8]}"  # type: ignore[attr-defined]
+    registry.discovery.register(backend.scheme, backend.connect)  # type: ignore[attr-defined]
+    yield backend
+    registry.discovery.unregister(backend.scheme)  # type: ignore[attr-defined]
+
+
+def runtime_on(backend: Backend, **options: Any) -> DistributedRuntime:
+    return make_runtime(**{"discovery": backend.scheme, "request_plane": "mem", **options})  # type: ignore[attr-defined]
+
+
+# Losing the lease.
+
+
+async def test_after_a_lost_lease_everything_is_registered_again_under_the_same_id() -> None:
+    async with make_runtime() as runtime:
+        async with (
+            runtime.endpoint("a.b.c").serve(echo) as one,
+            runtime.endpoint("a.b.d").serve(echo) as two,
+        ):
+            client = await runtime.endpoint("a.b.c").client()
+            await bounded(client.wait_for_instances())
+            call = await one_attempt(client, "before", endpoint="a.b.c")
+            store(runtime).expire()
+            assert not store(runtime).entries
+            assert call.error is None
+            await until(lambda: {one.key, two.key} == store(runtime).entries.keys())
+            assert await bounded(client.call("after")) == "after"
+            assert runtime.connection_id() == one.instance_id
+
+
+async def test_health_tells_of_a_lost_lease_and_of_the_next(backend: Backend) -> None:
+    async with runtime_on(backend) as runtime:
+        async with runtime.endpoint(PATH).serve(echo):
+            assert runtime.health().status is Status.UP
+            backend._mem.store.outage(True)
+            backend._mem.store.expire()
+            await until(lambda: runtime.health().status is Status.STALE)
+            assert "lease" in runtime.health().detail or "away" in runtime.health().detail
+            backend._mem.store.outage(False)
+            await until(lambda: runtime.health().status is Status.UP)
+            assert backend._mem.store.entries
+
+
+async def test_a_lost_lease_shuts_down_where_that_is_the_policy() -> None:
+    async with make_runtime(lease_loss="shutdown") as runtime:
+        serving = asyncio.ensure_future(runtime.endpoint(PATH).serve_endpoint(echo))
+        await until(lambda: runtime.serving and store(runtime).entries)
+        await until(
+            lambda: runtime._hosting.registrations is not None and runtime._hosting.registrations.held
+        )
+        store(runtime).expire()
+        await bounded(serving)
+        assert runtime.health().status is Status.DOWN
+
+
+async def test_another_live_incarnation_of_our_name_is_said_and_tried_again(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.url += "?ttl_s=0.2"
+    async with runtime_on(backend) as runtime:
+        async with runtime.endpoint(PATH).serve(echo) as instance:
+            store = backend._mem.store
+            rival = Instance(
+                endpoint_id=ENDPOINT,
+                instance_id=instance.instance_id,
+                incarnation=random_incarnation(),
+                addresses=("mem://elsewhere",),
+            )
+            async with open_mem(backend.url, Settings()) as other:
+                lease = other.lease(instance_id=rival.instance_id, incarnation=rival.incarnation)
+                async with lease as held:
+                    store.entries.pop(instance.key)  # lost and taken over while we were away
+                    await held.put(rival)
+                    for own in list(backend._mem._leases):
+                        own.lose("taken over")
+                    await until(lambda: runtime.health().status is Status.DOWN)
+                    assert "another incarnation" in runtime.health().detail
+                    assert "another incarnation" in caplog.text
+            await until(lambda: runtime.health().status is Status.UP)
+
+
+async def test_a_name_that_is_taken_when_the_runtime_starts_is_a_conflict(backend: Backend) -> None:
+    backend.url += "?ttl_s=0.2"
+    backend.identities = [Identity(instance_id=7)]
+    async with runtime_on(backend) as first, runtime_on(backend) as second:
+        async with first.endpoint(PATH).serve(echo):
+            with pytest.raises(ConflictError, match="another incarnation"):
+                async with second.endpoint(PATH).serve(echo):
+                    pass
+        async with second.endpoint(PATH).serve(echo):
+            assert second.connection_id() == 7
+
+
+# Starting without a backend.
+
+
+async def test_a_backend_that_is_away_is_waited_for(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.open_error = UnavailableError("no test server at test://nowhere (TEST_SERVER)")
+    async with runtime_on(backend) as runtime:
+        serving = asyncio.ensure_future(runtime.endpoint(PATH).serve_endpoint(echo))
+        await until(lambda: "waiting for" in caplog.text, 1.0)
+        (record,) = (record for record in caplog.records if "waiting for" in record.message)
+        assert record.levelno == logging.WARNING
+        for part in ("no test server at test://nowhere", "DYN_STARTUP_TIMEOUT_S", "file (one host)"):
+            assert part in record.getMessage()
+        assert runtime.health().status is Status.DOWN
+        assert "no test server" in runtime.health().detail
+        backend.open_error = None
+        await until(
+            lambda: runtime._hosting.registrations is not None and runtime._hosting.registrations.held
+        )
+        await until(lambda: runtime.health().status is Status.UP)
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await bounded(serving)
+
+
+@pytest.mark.parametrize("where", ["serve", "client"])
+async def test_a_backend_that_stays_away_is_one_clear_error(backend: Backend, where: str) -> None:
+    backend.open_error = UnavailableError("no test server at test://nowhere (TEST_SERVER)")
+    async with runtime_on(backend, startup_timeout_s=0.1) as runtime:
+        with pytest.raises(UnavailableError) as raised:
+            if where == "client":
+                await bounded(runtime.endpoint(PATH).client())
+            else:
+                await bounded(runtime.endpoint(PATH).serve_endpoint(echo))
+    assert "no test server at test://nowhere (TEST_SERVER), after 0.1 s (startup_timeout_s)" in str(
+        raised.value
+    )
+    assert "set discovery_backend to one that needs no server: mem" in str(raised.value)
+
+
+async def test_a_backend_that_only_the_lease_needs_is_waited_for_too() -> None:
+    async with make_runtime(startup_timeout_s=0.2) as runtime:
+        await runtime.endpoint(PATH).client()  # opens discovery
+        store(runtime).outage(True)
+        with pytest.raises(UnavailableError, match=r"is away .*after 0\.2 s"):
+            await bounded(runtime.endpoint(PATH).serve_endpoint(echo))
+        assert runtime.serving == ()
+        store(runtime).outage(False)
+        async with runtime.endpoint(PATH).serve(echo):
+            assert store(runtime).entries
+
+
+async def test_a_pure_client_takes_no_lease_and_no_address(backend: Backend) -> None:
+    backend.identities = [ConfigError("this process is none of the declared ones")]
+    async with runtime_on(backend) as runtime:
+        await runtime.endpoint(PATH).client()
+        assert backend.leases == 0
+        assert runtime._hosting.present is None
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_the_end_is_bounded_though_the_backend_is_away(
+    away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamo.core.serving.UNREGISTER_S", 0.1)
+    async with make_runtime() as runtime:
+        async with runtime.endpoint(PATH).serve(echo):
+            store(runtime).outage(away)
+        await bounded(runtime.shutdown())
+
+
+async def enter(runtime: DistributedRuntime) -> None:
+    async with runtime.endpoint("a.b.entered").serve(echo):
+        pass
+
+
+async def test_a_shutdown_while_a_runtime_waits_for_its_backend_ends_the_wait(backend: Backend) -> None:
+    backend.open_error = UnavailableError("no test server")
+    async with runtime_on(backend) as runtime:
+        serving = asyncio.ensure_future(runtime.endpoint(PATH).serve_endpoint(echo))
+        calling = asyncio.ensure_future(runtime.endpoint(PATH).client())
+        entering = asyncio.ensure_future(enter(runtime))
+        await until(lambda: len(runtime.serving) == 2)
+        await bounded(runtime.shutdown())
+        for waiting in (calling, entering):
+            with pytest.raises(ClosedError):
+                await bounded(waiting)
+        await bounded(serving)  # until the shutdown, as it says
+
+
+async def test_a_shutdown_while_the_lease_is_waited_for_ends_the_wait() -> None:
+    async with make_runtime() as runtime:
+        await runtime.endpoint(PATH).client()
+        store(runtime).outage(True)
+        entering = asyncio.ensure_future(enter(runtime))
+        await until(lambda: runtime._hosting.registrations)
+        await bounded(runtime.shutdown())
+        with pytest.raises(ClosedError):
+            await bounded(entering)
+
+
+# Who we are.
+
+
+async def test_the_backend_may_say_who_we_are(backend: Backend) -> None:
+    backend.identities = [Identity(instance_id=0xBEEF)]
+    async with runtime_on(backend) as runtime:
+        async with runtime.endpoint(PATH).serve(echo) as instance:
+            assert instance.instance_id == runtime.connection_id() == 0xBEEF
+
+
+async def test_an_id_that_was_given_out_is_kept_or_the_start_fails(backend: Backend) -> None:
+    backend.identities = [Identity(instance_id=0xBEEF)]
+    async with runtime_on(backend) as runtime:
+        early = runtime.connection_id()
+        with pytest.raises(ConfigError, match=f"{early:x}.*beef"):
+            async with runtime.endpoint(PATH).serve(echo):
+                pass
+    async with make_runtime() as runtime:
+        early = runtime.connection_id()
+        async with runtime.endpoint(PATH).serve(echo) as instance:
+            assert instance.instance_id == early
+
+
+async def test_a_declared_address_that_was_taken_meanwhile_is_asked_for_again(backend: Backend) -> None:
+    taken, free = fresh(), fresh()
+    backend.identities = [Identity(instance_id=1, address=taken), Identity(instance_id=2, address=free)]
+    other = Backend()
+    other.identities = [Identity(instance_id=3, address=taken)]
+    other.scheme = backend.scheme + "-other"  # type: ignore[attr-defined]
+    registry.discovery.register(other.scheme, other.connect)  # type: ignore[attr-defined]
+    try:
+        async with runtime_on(other) as neighbour, runtime_on(backend) as runtime:
+            async with neighbour.endpoint(PATH).serve(echo), runtime.endpoint(PATH).serve(echo) as instance:
+                assert (instance.instance_id, instance.addresses) == (2, (free,))
+    finally:
+        registry.discovery.unregister(other.scheme)  # type: ignore[attr-defined]
+
+
+async def test_a_backend_with_no_place_for_us_says_so(backend: Backend) -> None:
+    backend.identities = [ConfigError("no declared address of this host is free (DYN_STATIC_INSTANCES)")]
+    async with runtime_on(backend) as runtime:
+        with pytest.raises(ConfigError, match="DYN_STATIC_INSTANCES"):
+            await bounded(runtime.endpoint(PATH).serve_endpoint(echo))
+        backend.identities = []
+        async with runtime.endpoint(PATH).serve(echo):  # it is asked again
+            pass
