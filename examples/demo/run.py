@@ -1,6 +1,7 @@
 """The demo: a frontend and three workers in processes of their own, found through a folder, called over TCP.
 
-Ends with 0 only if every answer came back whole, whatever happened to the workers meanwhile.
+Ends with 0 only if every answer came back whole, whatever happened to the workers meanwhile, and no
+process had anything to complain about.
 """
 
 from __future__ import annotations
@@ -51,10 +52,14 @@ class Demo:
 
     frontend: Client
     backend: Client  # only to see who is there
+    complaints: Path  # what the processes write to stderr
     processes: dict[str, Process] = Factory(dict)
 
     async def start(self, name: str, script: str, *arguments: str) -> None:
-        self.processes[name] = await asyncio.create_subprocess_exec(sys.executable, HERE / script, *arguments)
+        with self.complaints.open("ab") as stderr:
+            self.processes[name] = await asyncio.create_subprocess_exec(
+                sys.executable, HERE / script, *arguments, stderr=stderr
+            )
 
     async def workers_are(self, *expected: str) -> float:
         """Wait until exactly these workers can be seen; how long it took, in seconds."""
@@ -115,9 +120,8 @@ async def come_up(demo: Demo) -> None:
     await demo.workers_are("worker-1", "worker-2", "worker-3")
     async with asyncio.timeout(BOUND_S):
         await demo.frontend.wait_for_instances()
-    for instance in sorted(demo.backend.instances(), key=str):
-        name = str(instance.name)
-        say(f"  {named(name, f'{name} │')} process {demo.processes[name].pid}, {instance.transport.address}")
+    for name, instance in sorted({str(one.name): one for one in demo.backend.instances()}.items()):
+        say(f"  {named(name, f'{name} │')} process {demo.processes[name].pid}, {instance.addresses[-1]}")
     note(f"all found each other within {time.monotonic() - started:.1f} s")
 
 
@@ -190,11 +194,12 @@ async def drain(demo: Demo, workers: list[str]) -> None:
     note(f"{', '.join(workers)} and the frontend ended with 0, and nobody is listed any more")
 
 
-async def play() -> None:
+async def play(complaints: Path) -> None:
     async with DistributedRuntime.from_env() as runtime:
         demo = Demo(
             await runtime.endpoint("demo.frontend.chat").client(),
             await runtime.endpoint("demo.backend.generate").client(),
+            complaints,
         )
         try:
             await come_up(demo)
@@ -214,10 +219,16 @@ def main() -> None:
             DYN_REQUEST_PLANE="tcp",
             TMPDIR=folder,
         )
-        asyncio.run(play())
-        left = [path for path in Path(folder, "store").rglob("*") if path.is_file()]
-    if left:
-        raise RuntimeError(f"files were left behind: {left}")
+        complaints = Path(folder, "stderr")
+        try:
+            asyncio.run(play(complaints))
+        finally:
+            said = complaints.read_text()
+            sys.stderr.write(said)
+        if said:
+            raise RuntimeError("every answer is whole, but the processes complained: see above")
+        if left := [path for path in Path(folder, "store").rglob("*") if path.is_file()]:
+            raise RuntimeError(f"files were left behind: {left}")
     say(f"\nDone in {time.monotonic() - started:.0f} s. No process and no file is left.")
 
 
