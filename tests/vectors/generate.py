@@ -70,7 +70,9 @@ def hello(**fields: Any) -> bytes:
         "window max_message max_streams max_head nonce proof"
     ).split()
     fields = {"min_version": 1, "max_version": 1} | fields
-    return frame(HELLO, 0, pack({names.index(key): fields[key] for key in names if fields.get(key) is not None}))
+    return frame(
+        HELLO, 0, pack({names.index(key): fields[key] for key in names if fields.get(key) is not None})
+    )
 
 
 def head(endpoint: Any = ENDPOINT, request_id: Any = "r-1", **fields: Any) -> bytes:
@@ -113,10 +115,21 @@ def readable(value: Any) -> Any:
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
     if isinstance(value, dict):
-        return {str(key): readable(inner) for key, inner in value.items()}
+        return {
+            str(key) if type(key) is int else f"text {key!r}": readable(inner) for key, inner in value.items()
+        }
     if isinstance(value, list):
         return [readable(inner) for inner in value]
     return value
+
+
+def exact(value: Any) -> Any:
+    """Integers past 2^53 as decimal strings: many JSON readers would round them."""
+    if isinstance(value, dict):
+        return {key: exact(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [exact(inner) for inner in value]
+    return str(value) if type(value) is int and abs(value) > 2**53 else value
 
 
 def meaning(data: bytes) -> list[dict[str, Any]]:
@@ -138,6 +151,8 @@ def meaning(data: bytes) -> list[dict[str, Any]]:
         one |= {"zero": zero} if zero else {}
         one["stream"] = stream
         try:
+            if kind == ERROR and not body:
+                raise ValueError("empty")
             if kind in (HELLO, AUTH, ERROR):
                 one["map"] = readable(msgpack.unpackb(body, strict_map_key=False))
             elif kind == OPEN:
@@ -149,8 +164,8 @@ def meaning(data: bytes) -> list[dict[str, Any]]:
                 one["value"] = struct.unpack("<Q", body)[0]
             elif body:
                 one["body"] = shortened(body)
-        except Exception as error:
-            one["unreadable"] = type(error).__name__
+        except Exception:
+            one["unreadable"] = True
         frames.append(one)
     if data:
         frames.append({"incomplete": shortened(data)})
@@ -194,7 +209,12 @@ SETUPS: dict[str, dict[str, Any]] = {
         "hex": MAGIC + hello(nonce=DIALER_NONCE),
         "about": "the listener has the token; it has sent HELLO with nonce and proof and waits for AUTH",
     },
-    "L:token, magic": {"receiver": "listener", "token": True, "hex": MAGIC, "about": "as L:magic, with the token"},
+    "L:token, magic": {
+        "receiver": "listener",
+        "token": True,
+        "hex": MAGIC,
+        "about": "as L:magic, with the token",
+    },
     "L:open": {
         "receiver": "listener",
         "hex": MAGIC + DIALER_HELLO + open_frame(5, FIRST),
@@ -244,12 +264,27 @@ SETUPS: dict[str, dict[str, Any]] = {
         "hex": MAGIC,
         "about": "the dialer has the token and sent its nonce; the listener's magic received",
     },
+    "D:token open": {
+        "receiver": "dialer",
+        "token": True,
+        "opens": True,
+        "hex": MAGIC
+        + hello(instance_id=INSTANCE, incarnation=INCARNATION, nonce=LISTENER_NONCE, proof=proof("listener")),
+        "about": "the dialer has the token, has read the listener's proof, sent AUTH and opened stream 1",
+    },
     "D:hello": {"receiver": "dialer", "hex": MAGIC + LISTENER_HELLO, "about": "opening done, no stream yet"},
     "D:open": {
         "receiver": "dialer",
         "opens": True,
         "hex": MAGIC + LISTENER_HELLO,
         "about": "stream 1 is open, its input too (no first item sent)",
+    },
+    "D:input ended": {
+        "receiver": "dialer",
+        "opens": True,
+        "ends": True,
+        "hex": MAGIC + LISTENER_HELLO,
+        "about": "stream 1 is open, its input has ended",
     },
     "D:fragment": {
         "receiver": "dialer",
@@ -286,7 +321,9 @@ def case(setup: str, name: str, data: bytes, verdict: str, **effect: Any) -> Non
     CASES.append({"name": name, "setup": setup, "data": data, "verdict": verdict, "effect": effect})
 
 
-def closes(setup: str, name: str, data: bytes, code: str = "WIRE", retry: int = UNKNOWN, **effect: Any) -> None:
+def closes(
+    setup: str, name: str, data: bytes, code: str = "WIRE", retry: int = UNKNOWN, **effect: Any
+) -> None:
     case(setup, name, data, "closes", code=code, retry=RETRIES[retry], **effect)
 
 
@@ -306,7 +343,8 @@ def all_frames() -> None:
     closes("L:nothing", "not the magic: TLS", bytes.fromhex("16030100f5010000f1"), silent=True)
     closes("L:nothing", "not the magic: wrong in its last byte", MAGIC[:7] + b"\x00", silent=True)
     case("D:nothing", "magic", MAGIC, "accepted")
-    closes("D:nothing", "not the magic", b"HTTP/1.1 400 Bad Request\r\n")
+    closes("D:nothing", "not the magic: HTTP", b"HTTP/1.1 400 Bad Request\r\n", silent=True)
+    closes("D:nothing", "not the magic: a TLS alert", bytes.fromhex("15030300020232"), silent=True)
     for setup in ("L:magic", "D:magic"):
         closes(setup, "PING before HELLO", frame(PING, 0, b"12345678"))
         closes(setup, "a type to be skipped before HELLO", frame(0x40))
@@ -315,7 +353,9 @@ def all_frames() -> None:
 
     # HELLO
     case("L:magic", "the shortest HELLO", hello(), "accepted")
-    case("L:magic", "HELLO that expects this instance", DIALER_HELLO, "accepted", sends=MAGIC + LISTENER_HELLO)
+    case(
+        "L:magic", "HELLO that expects this instance", DIALER_HELLO, "accepted", sends=MAGIC + LISTENER_HELLO
+    )
     case(
         "L:magic",
         "HELLO with every key that a dialer sends, and unknown ones",
@@ -358,6 +398,9 @@ def all_frames() -> None:
         "instance_id 2^53": pack({0: 1, 1: 1, 3: 2**53}),
         "negative incarnation": pack({0: 1, 1: 1, 4: -1}),
         "window 2^31": pack({0: 1, 1: 1, 7: 2**31}),
+        "window 127": pack({0: 1, 1: 1, 7: 127}),
+        "window is nil": pack({0: 1, 1: 1, 7: None}),
+        "4,097 bytes": pack({0: 1, 1: 1, 99: bytes(4088)}),
         "max_message 0": pack({0: 1, 1: 1, 8: 0}),
         "nonce of 31 bytes": pack({0: 1, 1: 1, 11: bytes(31)}),
         "nonce is text": pack({0: 1, 1: 1, 11: "x" * 32}),
@@ -378,13 +421,30 @@ def all_frames() -> None:
         "WRONG_INSTANCE", SAFE,
     )  # fmt: skip
     closes(
-        "D:magic", "another incarnation answers", hello(instance_id=INSTANCE, incarnation=1), "WRONG_INSTANCE", SAFE
+        "D:magic",
+        "another incarnation answers",
+        hello(instance_id=INSTANCE, incarnation=1),
+        "WRONG_INSTANCE",
+        SAFE,
     )
     closes("D:magic", "no common version", hello(min_version=2, max_version=3), "UNSUPPORTED", SAFE)
-    for name, code, retry in (("WRONG_INSTANCE", "WRONG_INSTANCE", SAFE), ("AUTH", "AUTH", NEVER)):
+    closes(
+        "D:early open", "another instance answers, and OPEN was sent already",
+        hello(instance_id=0x9999, incarnation=INCARNATION), "WRONG_INSTANCE", SAFE, stream=1, stream_retry="UNKNOWN",
+    )  # fmt: skip
+    closes(
+        "D:early open", "no common version, and OPEN was sent already",
+        hello(min_version=2, max_version=3), "UNSUPPORTED", SAFE, stream=1, stream_retry="UNKNOWN",
+    )  # fmt: skip
+    refusals = (
+        ("WRONG_INSTANCE", "WRONG_INSTANCE", SAFE),
+        ("AUTH", "AUTH", NEVER),
+        ("DRAINING", "DRAINING", SAFE),
+    )
+    for name, code, retry in refusals:
         closes(
             "D:early open", f"ERROR {name} in place of HELLO",
-            frame(ERROR, 0, error_body(code, retry, "no")), code, retry, stream=1,
+            frame(ERROR, 0, error_body(code, retry, "no")), code, retry, stream=1, silent=True,
         )  # fmt: skip
 
     # AUTH
@@ -392,11 +452,32 @@ def all_frames() -> None:
     case("L:token", "the right proof and an unknown key",
          frame(AUTH, 0, pack({0: proof("dialer"), 9: 1})), "accepted")  # fmt: skip
     closes("L:token", "wrong proof", frame(AUTH, 0, pack({0: bytes(32)})), "AUTH", NEVER)
-    closes("L:token", "the listener's own proof sent back", frame(AUTH, 0, pack({0: proof("listener")})), "AUTH", NEVER)
+    closes(
+        "L:token",
+        "the listener's own proof sent back",
+        frame(AUTH, 0, pack({0: proof("listener")})),
+        "AUTH",
+        NEVER,
+    )
     closes("L:token", "proof of 31 bytes", frame(AUTH, 0, pack({0: bytes(31)})))
     closes("L:token", "no proof", frame(AUTH, 0, pack({})))
     closes("L:token", "OPEN before AUTH", open_frame(1, FIRST), "AUTH", NEVER)
     closes("L:token", "PING before AUTH", frame(PING, 0, b"12345678"), "AUTH", NEVER)
+    closes("L:token", "a type to be skipped before AUTH", frame(0x40), "AUTH", NEVER)
+    closes("L:token", "a second HELLO before AUTH", hello(nonce=DIALER_NONCE))
+    closes("L:token", "a framing violation before AUTH", frame(0x80))
+    closes("L:token", "ERROR on a stream before AUTH", frame(ERROR, 1, error_body("WIRE")))
+    closes(
+        "L:token",
+        "ERROR on stream 0 before AUTH",
+        frame(ERROR, 0, error_body("AUTH", NEVER, "no")),
+        "AUTH",
+        NEVER,
+        silent=True,
+    )
+    closes("L:token", "AUTH of 4,097 bytes", frame(AUTH, 0, pack({0: proof("dialer"), 9: bytes(4057)})))
+    closes("D:token open", "ERROR AUTH after OPEN was sent", frame(ERROR, 0, error_body("AUTH", NEVER, "no")), "AUTH", NEVER,
+           silent=True, stream=1)  # fmt: skip
     closes("L:hello", "AUTH without a token", frame(AUTH, 0, pack({0: proof("dialer")})))
     closes("D:hello", "AUTH from the listener", frame(AUTH, 0, pack({0: proof("dialer")})))
     case(
@@ -442,7 +523,13 @@ def all_frames() -> None:
         closes(setup, "PONG of 9 bytes", frame(PONG, 0, bytes(9)))
         closes(setup, "ITEM on a stream never opened", frame(ITEM, stream + 1, FIRST))
         closes(setup, "WINDOW on a stream never opened", frame(WINDOW, stream + 1, u64(1)))
-        case(setup, "PING", frame(PING, 0, b"\x00\xffpingpi"), "accepted", sends=frame(PONG, 0, b"\x00\xffpingpi"))
+        case(
+            setup,
+            "PING",
+            frame(PING, 0, b"\x00\xffpingpi"),
+            "accepted",
+            sends=frame(PONG, 0, b"\x00\xffpingpi"),
+        )
         case(setup, "PONG nobody asked for", frame(PONG, 0, bytes(8)), "accepted")
     closes("D:open", "OPEN from the listener", open_frame(3, FIRST))
     closes("D:open", "STOP from the listener", frame(STOP, 1))
@@ -467,23 +554,52 @@ def all_frames() -> None:
 
     opened("OPEN with an item", open_frame(1, FIRST), head=expected, items=[FIRST], ended=False)
     opened("OPEN with the only item", open_frame(1, FIRST, F_END), head=expected, items=[FIRST], ended=True)
-    opened("OPEN with a raw item", open_frame(1, b"raw", F_RAW | F_END), head=expected, items=[b"raw"], raw=True, ended=True)
-    opened("OPEN with an empty raw item", open_frame(1, b"", F_RAW), head=expected, items=[b""], raw=True, ended=False)
+    opened(
+        "OPEN with a raw item",
+        open_frame(1, b"raw", F_RAW | F_END),
+        head=expected,
+        items=[b"raw"],
+        raw=True,
+        ended=True,
+    )
+    opened(
+        "OPEN with an empty raw item",
+        open_frame(1, b"", F_RAW),
+        head=expected,
+        items=[b""],
+        raw=True,
+        ended=False,
+    )
     opened("OPEN without an item", open_frame(1), head=expected, items=[], ended=False)
     opened("OPEN without any input", open_frame(1, flags=F_END), head=expected, items=[], ended=True)
-    opened("OPEN with every key", open_frame(1, FIRST, F_END, **everything), head=expected | everything, items=[FIRST], ended=True)
+    opened(
+        "OPEN with every key",
+        open_frame(1, FIRST, F_END, **everything),
+        head=expected | everything,
+        items=[FIRST],
+        ended=True,
+    )
     opened(
         "OPEN with unknown keys",
         frame(OPEN, 1, open_body(pack({0: ENDPOINT, 1: "r-1", 7: [1, 2], 200: {"x": {"y": 1}}}), FIRST), F_ITEM),
         head=expected, items=[FIRST], ended=False,
     )  # fmt: skip
-    opened("the greatest id", open_frame(2**63 - 1, FIRST), stream=2**63 - 1, head=expected, items=[FIRST], ended=False)
+    opened(
+        "the greatest id",
+        open_frame(2**63 - 1, FIRST),
+        stream=2**63 - 1,
+        head=expected,
+        items=[FIRST],
+        ended=False,
+    )
     opened(
         "OPEN with a first fragment, nothing in it, and the rest",
         open_frame(1, u64(6), F_MORE | F_RAW) + frame(ITEM, 1, b"abc", F_MORE) + frame(ITEM, 1, b"def", F_END),
         head=expected, items=[b"abcdef"], raw=True, ended=True,
     )  # fmt: skip
-    opened("OPEN with half of an item: not handed over yet", open_frame(1, u64(6) + b"abc", F_MORE), items=None)
+    opened(
+        "OPEN with half of an item: not handed over yet", open_frame(1, u64(6) + b"abc", F_MORE), items=None
+    )
     closes("L:hello", "OPEN with an id above 2^63 - 1", open_frame(2**63, FIRST))
     closes("L:hello", "OPEN on stream 0", open_frame(0, FIRST))
     closes("L:open", "OPEN with the id of the last stream", open_frame(5, FIRST))
@@ -502,6 +618,8 @@ def all_frames() -> None:
         "negative timeout": head(timeout_us=-1),
         "timeout is text": head(timeout_us="1"),
         "window 2^31": head(window=2**31),
+        "window 127": head(window=127),
+        "timeout is nil": pack({0: ENDPOINT, 1: "r-1", 3: None}),
         "metadata is a list": head(metadata=["a"]),
         "metadata with a number": head(metadata={"a": 1}),
         "metadata with a number as key": head(metadata={1: "a"}),
@@ -511,19 +629,39 @@ def all_frames() -> None:
         "empty": b"",
     }
     for name, bad in bad_heads.items():
-        fails("L:hello", f"malformed head: {name}", frame(OPEN, 1, open_body(bad, FIRST), F_ITEM), "BAD_PAYLOAD", 1)
+        fails(
+            "L:hello",
+            f"malformed head: {name}",
+            frame(OPEN, 1, open_body(bad, FIRST), F_ITEM),
+            "BAD_PAYLOAD",
+            1,
+        )
     fails("L:hello", "OPEN of 3 bytes", frame(OPEN, 1, b"abc"), "BAD_PAYLOAD", 1)
     fails("L:hello", "empty OPEN", frame(OPEN, 1), "BAD_PAYLOAD", 1)
     fails("L:hello", "head_length past the body", frame(OPEN, 1, u32(99) + head(), F_ITEM), "BAD_PAYLOAD", 1)
-    fails("L:hello", "bytes after the head without ITEM", frame(OPEN, 1, open_body(head(), FIRST)), "BAD_PAYLOAD", 1)
+    fails(
+        "L:hello",
+        "bytes after the head without ITEM",
+        frame(OPEN, 1, open_body(head(), FIRST)),
+        "BAD_PAYLOAD",
+        1,
+    )
     fails("L:hello", "RAW without ITEM", frame(OPEN, 1, open_body(head()), F_RAW), "BAD_PAYLOAD", 1)
     fails("L:hello", "MORE without ITEM", frame(OPEN, 1, open_body(head()), F_MORE), "BAD_PAYLOAD", 1)
     fails("L:hello", "OPEN with MORE and END", open_frame(1, u64(6) + b"abc", F_MORE | F_END), "WIRE", 1)
     fails("L:hello", "OPEN with MORE and 7 bytes of item", open_frame(1, bytes(7), F_MORE), "WIRE", 1)
     fails("L:hello", "OPEN announces 33 MiB", open_frame(1, u64(33 << 20), F_MORE), "TOO_LARGE", 1)
-    fails("L:small limits", "head of more than max_head", open_frame(6, FIRST, metadata={"a": "x" * 200}), "TOO_LARGE", 6)
+    fails(
+        "L:small limits",
+        "head of more than max_head",
+        open_frame(6, FIRST, metadata={"a": "x" * 200}),
+        "TOO_LARGE",
+        6,
+    )
     fails("L:small limits", "more streams than max_streams", open_frame(6, FIRST), "OVERLOADED", 6)
     case("L:draining", "OPEN above the last stream taken", open_frame(7, FIRST), "dropped")
+    case("L:draining", "whatever is above the last stream taken",
+         open_frame(9) + open_frame(8) + frame(ITEM, 20, FIRST) + frame(KILL, 9) + frame(OPEN, 2**64 - 1), "dropped")  # fmt: skip
     case("L:draining", "ITEM above the last stream taken", open_frame(7) + frame(ITEM, 7, FIRST), "dropped")
 
     # ITEM, END
@@ -555,7 +693,13 @@ def all_frames() -> None:
         item("an item that is announced and not there yet", frame(ITEM, stream, u64(7), F_MORE),
              items=[], ended=False, sends=owed)  # fmt: skip
         big = b"z" * 131008
-        item("the greatest small item of the default window", frame(ITEM, stream, big, F_RAW), items=[big], raw=True, ended=False)
+        item(
+            "the greatest small item of the default window",
+            frame(ITEM, stream, big, F_RAW),
+            items=[big],
+            raw=True,
+            ended=False,
+        )
         fails(setup, "MORE and END", frame(ITEM, stream, u64(7) + b"ab", F_MORE | F_END))
         fails(setup, "total 0", frame(ITEM, stream, u64(0), F_MORE))
         fails(setup, "total 2^53", frame(ITEM, stream, u64(2**53), F_MORE))
@@ -572,7 +716,25 @@ def all_frames() -> None:
         fails(f"{prefix}fragment", "END frame within an item", frame(END, stream))
         item("the last fragment", frame(ITEM, stream, b"b" * 900, F_END), f"{prefix}fragment", stream,
              items=[b"a" * 100 + b"b" * 900], raw=True, ended=True)  # fmt: skip
-        fails(f"{prefix}small limits", "an item of more than max_message", frame(ITEM, stream, bytes(1001), F_RAW), "TOO_LARGE")
+        item(
+            "a large item in one frame",
+            frame(ITEM, stream, b"q" * 200000, F_RAW),
+            items=[b"q" * 200000],
+            raw=True,
+            ended=False,
+        )
+        fails(
+            f"{prefix}small limits",
+            "an item over max_message and over the credit",
+            frame(ITEM, stream, bytes(262144), F_RAW),
+            "TOO_LARGE",
+        )
+        fails(
+            f"{prefix}small limits",
+            "an item of more than max_message",
+            frame(ITEM, stream, bytes(1001), F_RAW),
+            "TOO_LARGE",
+        )
         fragment = 262144 - 8
         item("all of the credit but what finishing costs",
              frame(ITEM, stream, u64(262080 - spent) + bytes(fragment - spent - 64), F_MORE | F_RAW) + frame(ITEM, stream, bytes(8)),
@@ -581,9 +743,12 @@ def all_frames() -> None:
               frame(ITEM, stream, bytes(131008), F_RAW) + frame(ITEM, stream, bytes(131009 - spent), F_RAW))  # fmt: skip
         for increment in (0, 2**53, 2**64 - 1, 2**53 - 1):
             fails(setup, f"WINDOW of {increment}", frame(WINDOW, stream, u64(increment)))
-        case(setup, "WINDOW", frame(WINDOW, stream, u64(4096)), "accepted", stream=stream, credit=262144 + 4096)
+        case(
+            setup, "WINDOW", frame(WINDOW, stream, u64(4096)), "accepted", stream=stream, credit=262144 + 4096
+        )
     fails("L:input ended", "ITEM after the end of the input", frame(ITEM, 5, FIRST))
     fails("L:input ended", "END after the end of the input", frame(END, 5))
+    case("D:input ended", "WINDOW of 0 after the end of the input", frame(WINDOW, 1, u64(0)), "dropped")
     case("L:input ended", "WINDOW after the end of the input", frame(WINDOW, 5, u64(10)), "accepted",
          stream=5, credit=262154)  # fmt: skip
     ended = (("L:killed", 5), ("D:ended", 1))
@@ -591,7 +756,9 @@ def all_frames() -> None:
         case(setup, "ITEM for an ended stream", frame(ITEM, stream, FIRST), "dropped")
         case(setup, "END for an ended stream", frame(END, stream), "dropped")
         case(setup, "WINDOW of 0 for an ended stream", frame(WINDOW, stream, u64(0)), "dropped")
-        case(setup, "a wrong fragment for an ended stream", frame(ITEM, stream, b"", F_MORE | F_END), "dropped")
+        case(
+            setup, "a wrong fragment for an ended stream", frame(ITEM, stream, b"", F_MORE | F_END), "dropped"
+        )
         closes(setup, "a wrong flag for an ended stream", frame(ITEM, stream, FIRST, 0x80))
     case("L:killed", "STOP for an ended stream", frame(STOP, 5), "dropped")
     case("L:killed", "KILL for an ended stream", frame(KILL, 5), "dropped")
@@ -599,7 +766,9 @@ def all_frames() -> None:
     case("L:open", "STOP", frame(STOP, 5), "accepted", stream=5, stopped=True, killed=False)
     case("L:open", "STOP twice", frame(STOP, 5) * 2, "accepted", stream=5, stopped=True, killed=False)
     case("L:open", "KILL", frame(KILL, 5), "accepted", stream=5, stopped=False, killed=True, ended=True)
-    case("L:input ended", "KILL after the end of the input", frame(KILL, 5), "accepted", stream=5, killed=True)
+    case(
+        "L:input ended", "KILL after the end of the input", frame(KILL, 5), "accepted", stream=5, killed=True
+    )
 
     # ERROR
     case("D:open", "ERROR", frame(ERROR, 1, error_body("OVERLOADED", SAFE, "queue full")), "accepted",
@@ -616,15 +785,29 @@ def all_frames() -> None:
     }  # fmt: skip
     for name, body in bad_errors.items():
         case("D:open", f"malformed ERROR: {name}", frame(ERROR, 1, body), "accepted",
-             stream=1, ended=True, error={"code": "WIRE", "retry": "UNKNOWN"})  # fmt: skip
+             stream=1, ended=True, sends=b"", error={"code": "WIRE", "retry": "UNKNOWN"})  # fmt: skip
         closes("D:hello", f"malformed ERROR on stream 0: {name}", frame(ERROR, 0, body))
     closes("D:open", "ERROR with a flag", frame(ERROR, 1, error_body("WIRE"), F_END))
     closes("D:open", "ERROR on a stream never opened", frame(ERROR, 2, error_body("WIRE")))
     for setup in ("D:open", "L:open"):
-        closes(setup, "ERROR on stream 0", frame(ERROR, 0, error_body("CLOSED", UNKNOWN, "bye")), "CLOSED", silent=True)
+        closes(
+            setup,
+            "ERROR on stream 0",
+            frame(ERROR, 0, error_body("CLOSED", UNKNOWN, "bye")),
+            "CLOSED",
+            silent=True,
+        )
 
     # GOAWAY
-    case("D:open", "first GOAWAY", frame(GOAWAY, 0, u64(2**64 - 1)), "accepted", stream=1, ended=False, no_new_streams=True)
+    case(
+        "D:open",
+        "first GOAWAY",
+        frame(GOAWAY, 0, u64(2**64 - 1)),
+        "accepted",
+        stream=1,
+        ended=False,
+        no_new_streams=True,
+    )
     case("D:open", "second GOAWAY, this stream is taken", frame(GOAWAY, 0, u64(2**64 - 1)) + frame(GOAWAY, 0, u64(1)),
          "accepted", stream=1, ended=False, no_new_streams=True)  # fmt: skip
     case("D:open", "second GOAWAY, this stream is not taken", frame(GOAWAY, 0, u64(2**64 - 1)) + frame(GOAWAY, 0, u64(0)),
@@ -665,12 +848,12 @@ def frames_file() -> dict[str, Any]:
 
 
 CONFIG = {
-    "listener": {"instance_id": INSTANCE, "incarnation": str(INCARNATION)},
+    "listener": {"instance_id": INSTANCE, "incarnation": INCARNATION},
     "dialer": {
         "instance_id": DIALER_INSTANCE,
-        "incarnation": str(DIALER_INCARNATION),
+        "incarnation": DIALER_INCARNATION,
         "expected_instance_id": INSTANCE,
-        "expected_incarnation": str(INCARNATION),
+        "expected_incarnation": INCARNATION,
     },
     "token": TOKEN,
     "dialer_nonce": DIALER_NONCE.hex(),
@@ -683,12 +866,25 @@ def errors_file() -> dict[str, Any]:
     errors = []
 
     def add(name: str, body: bytes, **decoded: Any) -> None:
-        expected = {"message": "", "remote": False, "type_name": "", "status": None, "detail": None, "received": 0}
+        expected = {
+            "message": "",
+            "remote": False,
+            "type_name": "",
+            "status": None,
+            "detail": None,
+            "received": 0,
+        }
         errors.append({"name": name, "hex": frame(ERROR, 1, body).hex(), "error": expected | decoded})
 
     for name in CODES:
         for retry in (SAFE, UNKNOWN, NEVER):
-            add(f"{name} {RETRIES[retry]}", error_body(name, retry, "why"), code=name, retry=RETRIES[retry], message="why")
+            add(
+                f"{name} {RETRIES[retry]}",
+                error_body(name, retry, "why"),
+                code=name,
+                retry=RETRIES[retry],
+                message="why",
+            )
         add(f"{name} raised by a handler", error_body(name, NEVER, "why", remote=True), code=name, retry="NEVER",
             message="why", remote=True)  # fmt: skip
     add("REMOTE with all it carries",
@@ -700,7 +896,13 @@ def errors_file() -> dict[str, Any]:
     add("STREAM_BROKEN with its count", error_body("STREAM_BROKEN", UNKNOWN, "gone", received=7), code="STREAM_BROKEN",
         retry="UNKNOWN", message="gone", received=7)  # fmt: skip
     add("only a code: retry is NEVER", pack({0: 7}), code="OVERLOADED", retry="NEVER")
-    add("unknown code", error_body(999, SAFE, "from the future"), code="ERROR", retry="SAFE", message="from the future")
+    add(
+        "unknown code",
+        error_body(999, SAFE, "from the future"),
+        code="ERROR",
+        retry="SAFE",
+        message="from the future",
+    )
     add("unknown code from a handler", error_body(2**32 - 1, NEVER, "x", remote=True, type_name="NewError"),
         code="REMOTE", retry="NEVER", message="x", remote=True, type_name="NewError")  # fmt: skip
     add("unknown keys", pack({0: 7, 1: 0, 8: "later", 99: [None]}), code="OVERLOADED", retry="SAFE")
@@ -715,7 +917,9 @@ class Conversation:
     def __init__(self, name: str, about: str, **config: Any) -> None:
         self.record: dict[str, Any] = {"name": name, "about": about, "config": config, "steps": []}
 
-    def step(self, side: str, does: dict[str, Any] | None, sends: bytes = b"", sees: dict[str, Any] | None = None) -> None:
+    def step(
+        self, side: str, does: dict[str, Any] | None, sends: bytes = b"", sees: dict[str, Any] | None = None
+    ) -> None:
         """``sees`` is what the *other* side's application sees once the bytes have arrived."""
         one: dict[str, Any] = {"side": side}
         if does is not None:
@@ -744,7 +948,9 @@ def conversations_file() -> dict[str, Any]:
 
     one, two, three = pack({"token": "a"}), pack({"token": "b"}), pack({"token": "c"})
 
-    talk = begin("unary", "one item in, one item out; OPEN does not wait for the listener's HELLO", early=True)
+    talk = begin(
+        "unary", "one item in, one item out; OPEN does not wait for the listener's HELLO", early=True
+    )
     talk.step(
         "dialer", {"connect": {}, "open": {"stream": 1, "item": FIRST.hex(), "end": True}},
         MAGIC + DIALER_HELLO + open_frame(1, FIRST, F_END), {"stream": 1, "items": [FIRST.hex()], "ended": True},
@@ -758,15 +964,30 @@ def conversations_file() -> dict[str, Any]:
     talk.step("dialer", {"open": {"stream": 1, "item": FIRST.hex(), "end": True}}, open_frame(1, FIRST, F_END),
               {"stream": 1, "items": [FIRST.hex()], "ended": True})  # fmt: skip
     for item in (one, two, three):
-        talk.step("listener", {"send": {"stream": 1, "item": item.hex()}}, frame(ITEM, 1, item), {"stream": 1, "items": [item.hex()], "ended": False})
+        talk.step(
+            "listener",
+            {"send": {"stream": 1, "item": item.hex()}},
+            frame(ITEM, 1, item),
+            {"stream": 1, "items": [item.hex()], "ended": False},
+        )
     talk.step("listener", {"end": {"stream": 1}}, frame(END, 1), {"stream": 1, "items": [], "ended": True})
 
     talk = begin("duplex and half-close", "the input ends first, the response goes on; two streams at a time")
     talk.step("dialer", {"open": {"stream": 1}}, open_frame(1), {"stream": 1, "items": [], "ended": False})
     talk.step("dialer", {"open": {"stream": 2, "item": b"raw".hex(), "raw": True}}, open_frame(2, b"raw", F_RAW),
               {"stream": 2, "items": [b"raw".hex()], "raw": True, "ended": False})  # fmt: skip
-    talk.step("listener", {"send": {"stream": 2, "item": one.hex()}}, frame(ITEM, 2, one), {"stream": 2, "items": [one.hex()], "ended": False})
-    talk.step("dialer", {"send": {"stream": 1, "item": two.hex()}}, frame(ITEM, 1, two), {"stream": 1, "items": [two.hex()], "ended": False})
+    talk.step(
+        "listener",
+        {"send": {"stream": 2, "item": one.hex()}},
+        frame(ITEM, 2, one),
+        {"stream": 2, "items": [one.hex()], "ended": False},
+    )
+    talk.step(
+        "dialer",
+        {"send": {"stream": 1, "item": two.hex()}},
+        frame(ITEM, 1, two),
+        {"stream": 1, "items": [two.hex()], "ended": False},
+    )
     talk.step("dialer", {"send": {"stream": 1, "item": three.hex(), "end": True}}, frame(ITEM, 1, three, F_END),
               {"stream": 1, "items": [three.hex()], "ended": True})  # fmt: skip
     talk.step("listener", {"send": {"stream": 1, "item": b"out".hex(), "raw": True}}, frame(ITEM, 1, b"out", F_RAW),
@@ -776,8 +997,16 @@ def conversations_file() -> dict[str, Any]:
     talk.step("dialer", {"end": {"stream": 2}}, frame(END, 2), {"stream": 2, "items": [], "ended": True})
     talk.step("listener", {"end": {"stream": 2}}, frame(END, 2), {"stream": 2, "items": [], "ended": True})
 
-    talk = begin("the response ends before the input", "what is left of the input is not sent, what was on its way is dropped")
-    talk.step("dialer", {"open": {"stream": 1, "item": FIRST.hex()}}, open_frame(1, FIRST), {"stream": 1, "items": [FIRST.hex()], "ended": False})
+    talk = begin(
+        "the response ends before the input",
+        "what is left of the input is not sent, what was on its way is dropped",
+    )
+    talk.step(
+        "dialer",
+        {"open": {"stream": 1, "item": FIRST.hex()}},
+        open_frame(1, FIRST),
+        {"stream": 1, "items": [FIRST.hex()], "ended": False},
+    )
     talk.step("listener", {"send": {"stream": 1, "item": one.hex(), "end": True}}, frame(ITEM, 1, one, F_END),
               {"stream": 1, "items": [one.hex()], "ended": True})  # fmt: skip
     talk.step("dialer", {"send": {"stream": 1, "item": two.hex()}}, b"")
@@ -792,7 +1021,12 @@ def conversations_file() -> dict[str, Any]:
     talk = begin("a handler raises", "after an item; the error is its own, so never to be sent again")
     talk.step("dialer", {"open": {"stream": 1, "item": FIRST.hex(), "end": True}}, open_frame(1, FIRST, F_END),
               {"stream": 1, "items": [FIRST.hex()], "ended": True})  # fmt: skip
-    talk.step("listener", {"send": {"stream": 1, "item": one.hex()}}, frame(ITEM, 1, one), {"stream": 1, "items": [one.hex()], "ended": False})
+    talk.step(
+        "listener",
+        {"send": {"stream": 1, "item": one.hex()}},
+        frame(ITEM, 1, one),
+        {"stream": 1, "items": [one.hex()], "ended": False},
+    )
     talk.step(
         "listener",
         {"fail": {"stream": 1, "code": "REMOTE", "message": "KeyError: 'x'", "type_name": "KeyError", "status": 422, "detail": "no x"}},
@@ -805,38 +1039,59 @@ def conversations_file() -> dict[str, Any]:
     talk = begin("stop", "the handler is asked to finish; what it still sends arrives")
     talk.step("dialer", {"open": {"stream": 1, "item": FIRST.hex(), "end": True}}, open_frame(1, FIRST, F_END),
               {"stream": 1, "items": [FIRST.hex()], "ended": True})  # fmt: skip
-    talk.step("dialer", {"stop": {"stream": 1}}, frame(STOP, 1), {"stream": 1, "stopped": True, "killed": False})
+    talk.step(
+        "dialer", {"stop": {"stream": 1}}, frame(STOP, 1), {"stream": 1, "stopped": True, "killed": False}
+    )
     talk.step("listener", {"send": {"stream": 1, "item": one.hex(), "end": True}}, frame(ITEM, 1, one, F_END),
               {"stream": 1, "items": [one.hex()], "ended": True})  # fmt: skip
 
-    talk = begin("kill", "the handler is cancelled; what was on its way is dropped, and the connection lives on")
+    talk = begin(
+        "kill", "the handler is cancelled; what was on its way is dropped, and the connection lives on"
+    )
     talk.step("dialer", {"open": {"stream": 1, "item": FIRST.hex(), "end": True}}, open_frame(1, FIRST, F_END),
               {"stream": 1, "items": [FIRST.hex()], "ended": True})  # fmt: skip
-    talk.step("dialer", {"kill": {"stream": 1}}, frame(KILL, 1), {"stream": 1, "stopped": False, "killed": True})
+    talk.step(
+        "dialer", {"kill": {"stream": 1}}, frame(KILL, 1), {"stream": 1, "stopped": False, "killed": True}
+    )
     talk.step("listener", {"send": {"stream": 1, "item": one.hex()}}, b"")
     talk.step("dialer", {"open": {"stream": 2, "item": FIRST.hex(), "end": True}}, open_frame(2, FIRST, F_END),
               {"stream": 2, "items": [FIRST.hex()], "ended": True})  # fmt: skip
 
-    talk = Conversation("token", "challenge both ways; OPEN waits until the listener has proved itself", token=True)
+    talk = Conversation(
+        "token", "challenge both ways; OPEN waits until the listener has proved itself", token=True
+    )
     done.append(talk)
     talk.step("dialer", {"connect": {}, "open": {"stream": 1, "item": FIRST.hex(), "end": True}}, MAGIC + hello(
         instance_id=DIALER_INSTANCE, incarnation=DIALER_INCARNATION, expected_instance_id=INSTANCE,
         expected_incarnation=INCARNATION, nonce=DIALER_NONCE))  # fmt: skip
-    talk.step("listener", None, MAGIC + hello(instance_id=INSTANCE, incarnation=INCARNATION, nonce=LISTENER_NONCE, proof=proof("listener")))
+    talk.step(
+        "listener",
+        None,
+        MAGIC
+        + hello(instance_id=INSTANCE, incarnation=INCARNATION, nonce=LISTENER_NONCE, proof=proof("listener")),
+    )
     talk.step("dialer", None, frame(AUTH, 0, pack({0: proof("dialer")})) + open_frame(1, FIRST, F_END),
               {"stream": 1, "items": [FIRST.hex()], "ended": True})  # fmt: skip
     talk.step("listener", {"send": {"stream": 1, "item": one.hex(), "end": True}}, frame(ITEM, 1, one, F_END),
               {"stream": 1, "items": [one.hex()], "ended": True})  # fmt: skip
 
-    talk = begin("drain", "GOAWAY twice: what was opened in between is served, what comes after the second is not started")
+    talk = begin(
+        "drain",
+        "GOAWAY twice: what was opened in between is served, what comes after the second is not started",
+    )
     talk.step("dialer", {"open": {"stream": 1, "item": FIRST.hex(), "end": True}}, open_frame(1, FIRST, F_END),
               {"stream": 1, "items": [FIRST.hex()], "ended": True})  # fmt: skip
     talk.step("listener", {"goaway": {}}, frame(GOAWAY, 0, u64(2**64 - 1)), {"no_new_streams": True})
-    talk.step("listener", {"goaway": {}}, frame(GOAWAY, 0, u64(1)), {"stream": 1, "items": [], "ended": False})
+    talk.step(
+        "listener", {"goaway": {}}, frame(GOAWAY, 0, u64(1)), {"stream": 1, "items": [], "ended": False}
+    )
     talk.step("listener", {"send": {"stream": 1, "item": one.hex(), "end": True}}, frame(ITEM, 1, one, F_END),
               {"stream": 1, "items": [one.hex()], "ended": True})  # fmt: skip
 
-    talk = Conversation("drain crossing calls", "stream 2 was sent before GOAWAY arrived: served; stream 3 crossed the second GOAWAY: SAFE")
+    talk = Conversation(
+        "drain crossing calls",
+        "stream 2 was sent before GOAWAY arrived: served; stream 3 crossed the second GOAWAY: SAFE",
+    )
     done.append(talk)
     talk.step("dialer", {"connect": {}}, MAGIC + DIALER_HELLO)
     talk.step("listener", None, MAGIC + LISTENER_HELLO)
@@ -844,20 +1099,38 @@ def conversations_file() -> dict[str, Any]:
     talk.step("dialer", {"open": {"stream": 1, "item": FIRST.hex(), "end": True}}, open_frame(1, FIRST, F_END),
               {"stream": 1, "items": [FIRST.hex()], "ended": True})  # fmt: skip
     talk.step("listener", {"goaway": {}, "late": True}, frame(GOAWAY, 0, u64(1)))
-    talk.step("dialer", {"open": {"stream": 2, "item": FIRST.hex(), "end": True}}, open_frame(2, FIRST, F_END))
-    talk.step("listener", {"deliver": "late"}, b"", {"stream": 2, "items": [], "ended": True, "error": {"code": "DRAINING", "retry": "SAFE"}})
+    talk.step(
+        "dialer", {"open": {"stream": 2, "item": FIRST.hex(), "end": True}}, open_frame(2, FIRST, F_END)
+    )
+    talk.step(
+        "listener",
+        {"deliver": "late"},
+        b"",
+        {"stream": 2, "items": [], "ended": True, "error": {"code": "DRAINING", "retry": "SAFE"}},
+    )
     talk.step("listener", {"send": {"stream": 1, "item": one.hex(), "end": True}}, frame(ITEM, 1, one, F_END),
               {"stream": 1, "items": [one.hex()], "ended": True})  # fmt: skip
 
     # The example of section 8
     a, b, big, last = b"a" * 300, b"b" * 300, b"c" * 5000, b"d" * 200
-    talk = begin("window", "the example of section 8; the receiver grants the excess once the items before were taken")
+    talk = begin(
+        "window", "the example of section 8; the receiver grants the excess once the items before were taken"
+    )
     talk.step("dialer", {"open": {"stream": 1, "end": True, "window": 1000}}, open_frame(1, flags=F_END, window=1000),
               {"stream": 1, "items": [], "ended": True})  # fmt: skip
     raw = {"stream": 1, "raw": True}
-    talk.step("listener", {"send": raw | {"item": a.hex()}}, frame(ITEM, 1, a, F_RAW), {"stream": 1, "arrived": 1})
-    talk.step("listener", {"send": raw | {"item": b.hex()}}, frame(ITEM, 1, b, F_RAW), {"stream": 1, "arrived": 2})
-    talk.step("listener", {"send": raw | {"item": written(big)}}, frame(ITEM, 1, u64(5000) + big[:272], F_RAW | F_MORE), {"stream": 1, "arrived": 2})
+    talk.step(
+        "listener", {"send": raw | {"item": a.hex()}}, frame(ITEM, 1, a, F_RAW), {"stream": 1, "arrived": 1}
+    )
+    talk.step(
+        "listener", {"send": raw | {"item": b.hex()}}, frame(ITEM, 1, b, F_RAW), {"stream": 1, "arrived": 2}
+    )
+    talk.step(
+        "listener",
+        {"send": raw | {"item": written(big)}},
+        frame(ITEM, 1, u64(5000) + big[:272], F_RAW | F_MORE),
+        {"stream": 1, "arrived": 2},
+    )
     talk.step("listener", {"send": raw | {"item": last.hex()}}, b"")
     talk.step("dialer", {"take": {"stream": 1, "items": [a.hex()]}}, frame(WINDOW, 1, u64(364)))
     talk.step("listener", None, frame(ITEM, 1, big[272:636], F_MORE), {"stream": 1, "arrived": 1})
@@ -870,40 +1143,152 @@ def conversations_file() -> dict[str, Any]:
     talk.step("dialer", {"take": {"stream": 1, "items": [last.hex()]}}, b"")
     talk.step("listener", {"end": {"stream": 1}}, frame(END, 1), {"stream": 1, "arrived": 0, "ended": True})
 
-    talk = begin("small items and a slow reader", "W = 400: two items of 100 bytes wait for credit; owed credit goes back at W/2")
+    talk = begin(
+        "small items and a slow reader",
+        "W = 400: an item of 100 bytes waits for credit; owed credit goes back at W/2",
+    )
     c = b"c" * 100  # costs 164
     talk.step("dialer", {"open": {"stream": 1, "end": True, "window": 400}}, open_frame(1, flags=F_END, window=400),
               {"stream": 1, "items": [], "ended": True})  # fmt: skip
-    talk.step("listener", {"send": raw | {"item": c.hex()}}, frame(ITEM, 1, c, F_RAW), {"stream": 1, "arrived": 1})
-    talk.step("listener", {"send": raw | {"item": c.hex()}}, frame(ITEM, 1, c, F_RAW), {"stream": 1, "arrived": 2})
+    talk.step(
+        "listener", {"send": raw | {"item": c.hex()}}, frame(ITEM, 1, c, F_RAW), {"stream": 1, "arrived": 1}
+    )
+    talk.step(
+        "listener", {"send": raw | {"item": c.hex()}}, frame(ITEM, 1, c, F_RAW), {"stream": 1, "arrived": 2}
+    )
     talk.step("listener", {"send": raw | {"item": c.hex()}}, b"")
     talk.step("dialer", {"take": {"stream": 1, "items": [c.hex()]}}, b"")
     talk.step("dialer", {"take": {"stream": 1, "items": [c.hex()]}}, frame(WINDOW, 1, u64(328)))
     talk.step("listener", None, frame(ITEM, 1, c, F_RAW), {"stream": 1, "arrived": 1})
 
-    talk = begin("window of 0", "each item is announced and granted by itself")
-    talk.step("dialer", {"open": {"stream": 1, "end": True, "window": 0}}, open_frame(1, flags=F_END, window=0),
+    talk = begin(
+        "the least window", "W = 128: an empty item is small, one byte is announced, and granted by itself"
+    )
+    talk.step("dialer", {"open": {"stream": 1, "end": True, "window": 128}}, open_frame(1, flags=F_END, window=128),
               {"stream": 1, "items": [], "ended": True})  # fmt: skip
-    talk.step("listener", {"send": raw | {"item": c.hex(), "end": True}}, frame(ITEM, 1, u64(100), F_RAW | F_MORE), {"stream": 1, "arrived": 0})
-    talk.step("dialer", {"take": {"stream": 1, "items": []}}, frame(WINDOW, 1, u64(164)))
-    talk.step("listener", None, frame(ITEM, 1, c, F_END), {"stream": 1, "items": [c.hex()], "ended": True})
+    talk.step(
+        "listener", {"send": raw | {"item": ""}}, frame(ITEM, 1, b"", F_RAW), {"stream": 1, "arrived": 1}
+    )
+    talk.step("dialer", {"take": {"stream": 1, "items": [""]}}, frame(WINDOW, 1, u64(64)))
+    talk.step(
+        "listener",
+        {"send": raw | {"item": c.hex(), "end": True}},
+        frame(ITEM, 1, u64(100) + c[:99], F_RAW | F_MORE),
+        {"stream": 1, "arrived": 0},
+    )
+    talk.step("dialer", {"take": {"stream": 1, "items": []}}, frame(WINDOW, 1, u64(36)))
+    talk.step(
+        "listener",
+        None,
+        frame(ITEM, 1, c[99:], F_END),
+        {"stream": 1, "items": [c.hex()], "raw": True, "ended": True},
+    )
+
+    talk = begin(
+        "two large items in a row",
+        "W = 1,000: the second is announced at once and waits until the first was taken",
+    )
+    p, q = b"p" * 1500, b"q" * 1200
+    talk.step("dialer", {"open": {"stream": 1, "end": True, "window": 1000}}, open_frame(1, flags=F_END, window=1000),
+              {"stream": 1, "items": [], "ended": True})  # fmt: skip
+    talk.step("listener", {"send": raw | {"item": p.hex()}, "then": {"send": raw | {"item": q.hex(), "end": True}}},
+              frame(ITEM, 1, u64(1500) + p[:1000], F_RAW | F_MORE), {"stream": 1, "arrived": 0})  # fmt: skip
+    talk.step("dialer", {"take": {"stream": 1, "items": []}}, frame(WINDOW, 1, u64(564)))
+    talk.step(
+        "listener",
+        None,
+        frame(ITEM, 1, p[1000:]) + frame(ITEM, 1, u64(1200), F_RAW | F_MORE),
+        {"stream": 1, "arrived": 1},
+    )
+    talk.step("dialer", {"take": {"stream": 1, "items": [p.hex()]}}, frame(WINDOW, 1, u64(1000)))
+    talk.step("listener", None, frame(ITEM, 1, q[:1000], F_MORE), {"stream": 1, "arrived": 0})
+    talk.step("dialer", {"take": {"stream": 1, "items": []}}, frame(WINDOW, 1, u64(264)))
+    talk.step(
+        "listener",
+        None,
+        frame(ITEM, 1, q[1000:], F_END),
+        {"stream": 1, "items": [q.hex()], "raw": True, "ended": True},
+    )
+
+    talk = begin(
+        "the response ends in the middle of an input item", "what was announced is not sent any more"
+    )
+    wide = b"w" * 400000
+    talk.step("dialer", {"open": {"stream": 1}}, open_frame(1), {"stream": 1, "items": [], "ended": False})
+    talk.step("dialer", {"send": raw | {"item": written(wide)}},
+              frame(ITEM, 1, u64(400000) + wide[: 262144 - 8], F_RAW | F_MORE) + frame(ITEM, 1, wide[:8], F_MORE),
+              {"stream": 1, "arrived": 0})  # fmt: skip
+    talk.step("listener", {"end": {"stream": 1}}, frame(END, 1), {"stream": 1, "items": [], "ended": True})
+    talk.step("dialer", None, b"")
 
     talk = Conversation(
-        "a listener with a greater window", "the dialer's input gets the difference when HELLO arrives", listener={"window": 300000}
+        "a listener with a smaller window", "the dialer's credit goes below zero when HELLO arrives; the item was whole before any excess was granted",
+        listener={"window": 1000},
+    )  # fmt: skip
+    done.append(talk)
+    early = b"e" * 200000
+    talk.step(
+        "dialer",
+        {"connect": {}, "open": {"stream": 1}},
+        MAGIC + DIALER_HELLO + open_frame(1),
+        {"stream": 1, "arrived": 0},
+    )
+    talk.step("dialer", {"send": raw | {"item": written(early)}},
+              frame(ITEM, 1, u64(200000) + early[:199999], F_RAW | F_MORE) + frame(ITEM, 1, early[:1]), {"stream": 1, "arrived": 1})  # fmt: skip
+    talk.step("listener", None, MAGIC + hello(instance_id=INSTANCE, incarnation=INCARNATION, window=1000))
+    talk.step("dialer", {"send": raw | {"item": c.hex()}}, b"")
+    talk.step("listener", {"take": {"stream": 1, "items": [written(early)]}}, frame(WINDOW, 1, u64(200064)))
+    talk.step("dialer", None, frame(ITEM, 1, c, F_RAW), {"stream": 1, "arrived": 1})
+
+    talk = begin("the link is cut", "a response that has begun is broken; the listener cancels its handler")
+    talk.step("dialer", {"open": {"stream": 1, "item": FIRST.hex(), "end": True}}, open_frame(1, FIRST, F_END),
+              {"stream": 1, "items": [FIRST.hex()], "ended": True})  # fmt: skip
+    talk.step(
+        "listener",
+        {"send": {"stream": 1, "item": one.hex()}},
+        frame(ITEM, 1, one),
+        {"stream": 1, "items": [one.hex()], "ended": False},
+    )
+    talk.step("dialer", {"lost": {}}, b"", {"stream": 1, "items": [], "ended": True,
+                                             "error": {"code": "STREAM_BROKEN", "retry": "UNKNOWN", "received": 1}})  # fmt: skip
+    talk.step("listener", {"lost": {}}, b"", {"stream": 1, "stopped": False, "killed": True})
+
+    talk = Conversation(
+        "a listener with a greater window",
+        "the dialer's input gets the difference when HELLO arrives",
+        listener={"window": 300000},
     )
     done.append(talk)
     huge = b"h" * 299000
-    talk.step("dialer", {"connect": {}, "open": {"stream": 1}}, MAGIC + DIALER_HELLO + open_frame(1), {"stream": 1, "items": [], "ended": False})
+    talk.step(
+        "dialer",
+        {"connect": {}, "open": {"stream": 1}},
+        MAGIC + DIALER_HELLO + open_frame(1),
+        {"stream": 1, "items": [], "ended": False},
+    )
     part = 262144 - 8
     talk.step("dialer", {"send": raw | {"item": written(huge), "end": True}},
               frame(ITEM, 1, u64(299000) + huge[:part], F_RAW | F_MORE) + frame(ITEM, 1, huge[:8], F_MORE))  # fmt: skip
     talk.step("listener", None, MAGIC + hello(instance_id=INSTANCE, incarnation=INCARNATION, window=300000))
-    talk.step("dialer", None, frame(ITEM, 1, huge[: 299000 - 262144], F_END), {"stream": 1, "items": [written(huge)], "raw": True, "ended": True})
+    talk.step(
+        "dialer",
+        None,
+        frame(ITEM, 1, huge[: 299000 - 262144], F_END),
+        {"stream": 1, "items": [written(huge)], "raw": True, "ended": True},
+    )
 
-    talk = begin("a big item and small ones", "fragments of at most 256 KiB; a small item of another stream goes between them")
+    talk = begin(
+        "a big item and small ones",
+        "fragments of at most 256 KiB; a small item of another stream goes between them",
+    )
     talk.step("dialer", {"open": {"stream": 1, "end": True, "window": 2**20}}, open_frame(1, flags=F_END, window=2**20),
               {"stream": 1, "items": [], "ended": True})  # fmt: skip
-    talk.step("dialer", {"open": {"stream": 2, "end": True}}, open_frame(2, flags=F_END), {"stream": 2, "items": [], "ended": True})
+    talk.step(
+        "dialer",
+        {"open": {"stream": 2, "end": True}},
+        open_frame(2, flags=F_END),
+        {"stream": 2, "items": [], "ended": True},
+    )
     blob = b"B" * 600000
     talk.step(
         "listener",
@@ -918,10 +1303,14 @@ def conversations_file() -> dict[str, Any]:
 
 
 def main() -> None:
-    files = {"frames.json": frames_file(), "errors.json": errors_file(), "conversations.json": conversations_file()}
+    files = {
+        "frames.json": frames_file(),
+        "errors.json": errors_file(),
+        "conversations.json": conversations_file(),
+    }
     stale = []
     for name, content in files.items():
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(exact(content), indent=1, ensure_ascii=False) + "\n"
         path = HERE / name
         if "--check" in sys.argv:
             if not path.exists() or path.read_text(encoding="utf-8") != text:

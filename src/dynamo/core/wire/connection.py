@@ -393,6 +393,7 @@ class Connection:
         """The peer's HELLO arrived. Raises what refuses it."""
         options, self._hello, self._hello_read = self.options, hello, True
         opening.check_version(hello)
+        self._max_send = min(options.max_message_bytes, hello.max_message)
         if self._dialer:
             self._greet_listener(hello)
             return
@@ -420,7 +421,6 @@ class Connection:
             (options.expected_instance_id, options.expected_incarnation),
             (hello.instance_id, hello.incarnation),
         )
-        self._max_send = min(options.max_message_bytes, hello.max_message)
         for stream in [*self._streams.values(), *self._waiting]:
             stream._rewindow(hello.window)
         if options.token and self._nonce is not None and hello.nonce is not None:

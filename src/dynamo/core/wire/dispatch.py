@@ -251,9 +251,6 @@ class Dispatch:
         if number == 0:
             self._told(body)
             return
-        if not connection._dialer:
-            connection._violate("ERROR on a stream is not the dialer's to send")
-            return
         stream = connection._streams.get(number)
         if stream is None:
             self._missing(Type.ERROR, number)
@@ -319,13 +316,13 @@ class Dispatch:
         item_at = 4 + unpack_u32(body)[0] if len(body) >= 4 else 4
         if item_at > len(body) or (not flags & F_ITEM and (item_at != len(body) or flags & (F_MORE | F_RAW))):
             raise StreamFailure(BadPayloadError("OPEN is not a head and, with the flag ITEM, an item"))
-        if len(connection._streams) >= options.max_streams:
-            raise StreamFailure(OverloadedError(f"{options.max_streams} calls are open on this connection"))
         if item_at - 4 > options.max_head_bytes:
             what = (
                 f"endpoint and metadata of {item_at - 4} bytes are over the limit of {options.max_head_bytes}"
             )
             raise StreamFailure(TooLargeError(what))
+        if len(connection._streams) >= options.max_streams:
+            raise StreamFailure(OverloadedError(f"{options.max_streams} calls are open on this connection"))
         try:
             request, window = opening.decode_head(body[4:item_at], connection._hello.window)
         except Malformed as reason:
@@ -369,7 +366,9 @@ def _rules(forbidden: frozenset[int]) -> tuple[tuple[int, int, bool | None] | No
     """By type, for one sender: flags not to be set, size of the body (-1: any), on a stream (None: both)."""
     rules: list[tuple[int, int, bool | None] | None] = [None]
     for kind in Type:
-        on_stream = None if kind is Type.ERROR else kind not in ON_CONNECTION
+        on_stream: bool | None = kind not in ON_CONNECTION
+        if kind is Type.ERROR:
+            on_stream = None if forbidden is FROM_DIALER_ONLY else False
         rule = (0xFF & ~ALLOWED_FLAGS[kind], BODY_SIZE[kind], on_stream)
         rules.append(None if kind in forbidden else rule)
     return tuple(rules)
