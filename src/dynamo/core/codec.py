@@ -16,7 +16,6 @@ import decimal
 import enum
 import json
 import re
-import reprlib
 import uuid
 from collections.abc import Callable
 from typing import Any, cast
@@ -24,15 +23,12 @@ from typing import Any, cast
 import attrs
 
 from dynamo.core.errors import BadPayloadError, ConfigError, EncodeError
-from dynamo.core.model import MAX_INSTANCE_ID, EndpointId, Instance, Phase
+from dynamo.core.model import MAX_INSTANCE_ID, EndpointId, Instance, Phase, shown
 from dynamo.core.ports.request_plane import Payload
 
 _BUFFERS = (bytes, bytearray, memoryview)
 _KNOWN = (type(None), bool, int, float, str, bytes, bytearray, memoryview, list, tuple, dict)
 _HEX_64 = re.compile("[0-9a-fA-F]{1,16}")
-
-_brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = 80
 
 
 def _plain(value: Any) -> Any:
@@ -151,7 +147,7 @@ def encode(value: Any) -> Payload:
     try:
         return _pack(value)
     except Exception as error:  # code of the value's own classes runs in here
-        raise EncodeError(f"cannot send {_shown(value)}: {error}") from error
+        raise EncodeError(f"cannot send {shown(value)} ({type(value).__name__}): {error}") from error
 
 
 def decode(payload: Payload, *, buffers: bool = False) -> Any:
@@ -168,10 +164,6 @@ def decode(payload: Payload, *, buffers: bool = False) -> Any:
         return _unpack(payload)
     except Exception as error:  # msgpack raises classes of its own and half a dozen of Python's
         raise BadPayloadError(f"not a MessagePack value ({len(payload)} bytes): {error}") from error
-
-
-def _shown(value: Any) -> str:
-    return f"{_brief.repr(value)} ({type(value).__name__})"
 
 
 def encode_instance(instance: Instance) -> bytes:

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import attrs
 from attrs import frozen
 
 from dynamo.core.errors import ConfigError
-from dynamo.core.model import check_name
+from dynamo.core.model import check_name, shown
 
 T = TypeVar("T")
 
@@ -27,7 +28,20 @@ EVENT_PLANE_ALIASES = {"memory": "mem"}
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected text in UTF-8") from None
     return value
+
+
+def _path(value: Any) -> str:
+    """Any bytes but NUL may be in a path; Python's ``Path`` is fine too."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError("expected a path")
+    if "\0" in (path := os.fsdecode(value)):
+        raise ValueError("expected a path, without NUL bytes")
+    return path
 
 
 def _seconds(value: Any) -> float:
@@ -36,7 +50,7 @@ def _seconds(value: Any) -> float:
         raise ValueError("expected seconds, such as 2.5")
     try:
         seconds = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError("expected seconds, such as 2.5") from None
     if not 0 <= seconds <= 31_536_000:
         raise ValueError("expected 0 to 31536000 seconds")
@@ -62,9 +76,13 @@ def _bytes(value: Any) -> int:
 
 
 def _port(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).isdecimal() or int(value) > 65535:
+    try:
+        port = -1 if isinstance(value, bool) or not isinstance(value, (str, int)) else int(value)
+    except ValueError:
+        port = -1
+    if not 0 <= port <= 65535:
         raise ValueError("expected a port, 0 to 65535")
-    return int(value)
+    return port
 
 
 def _flag(value: Any) -> bool:
@@ -111,26 +129,23 @@ def _default_file_root() -> str:
 def _setting(default: T, convert: Callable[[Any], T], *variables: str, secret: bool = False) -> T:
     """A field read from the first of ``variables`` that is set; only the first one is ours to recommend."""
 
-    def converter(value: Any, owner: Settings, attribute: attrs.Attribute[Any]) -> Any:
+    def converter(value: Any, owner: Any, attribute: attrs.Attribute[Any]) -> Any:
         if value is None and default is None:
             return None
         try:
             return convert(value)
         except ValueError as error:
-            shown = "(hidden)" if secret else repr(value)
+            given = "(hidden)" if secret else shown(value)
             name = owner._sources.get(attribute.name, attribute.name)
             if isinstance(error, ConfigError):
                 raise ConfigError(f"{name}: {error}") from error
-            raise ConfigError(f"{name}={shown}: {error}") from error
+            raise ConfigError(f"{name}={given}: {error}") from error
 
-    return cast(
-        T,
-        attrs.field(
-            default=default,
-            converter=attrs.Converter(converter, takes_self=True, takes_field=True),  # type: ignore[misc]
-            metadata={"variables": variables, "secret": secret},
-            repr=not secret,
-        ),
+    return attrs.field(
+        default=default,
+        converter=attrs.Converter(converter, takes_self=True, takes_field=True),
+        metadata={"variables": variables, "secret": secret},
+        repr=not secret,
     )
 
 
@@ -141,26 +156,26 @@ class Settings:
     A bad value is a ConfigError that names the variable, shows the value and says what is expected.
     """
 
-    _sources: Mapping[str, str] = attrs.field(factory=dict, repr=False, eq=False)
+    _sources: Mapping[str, str] = attrs.field(factory=dict, alias="sources", repr=False, eq=False)
 
     discovery_backend: str = _setting("etcd", _adapter(DISCOVERY_ALIASES), "DYN_DISCOVERY_BACKEND")
     request_plane: str = _setting("tcp", _adapter(REQUEST_PLANE_ALIASES), "DYN_REQUEST_PLANE")
     event_plane: str = _setting("zmq", _adapter(EVENT_PLANE_ALIASES), "DYN_EVENT_PLANE")
     namespace: str = _setting("dynamo", _namespace, "DYN_NAMESPACE")
 
-    file_kv: str | None = _setting(None, _text, "DYN_FILE_KV")
+    file_kv: str | None = _setting(None, _path, "DYN_FILE_KV")
     static_instances: str | None = _setting(None, _text, "DYN_STATIC_INSTANCES")
-    static_file: str | None = _setting(None, _text, "DYN_STATIC_FILE")
+    static_file: str | None = _setting(None, _path, "DYN_STATIC_FILE")
 
     tcp_host: str | None = _setting(None, _text, "DYN_TCP_RPC_HOST")
     tcp_port: int = _setting(0, _port, "DYN_TCP_RPC_PORT")
     tcp_bind: str | None = _setting(None, _text, "DYN_TCP_RPC_BIND")
-    tls_cert_path: str | None = _setting(None, _text, "DYN_TCP_TLS_CERT_PATH")
-    tls_key_path: str | None = _setting(None, _text, "DYN_TCP_TLS_KEY_PATH")
-    tls_ca_cert_path: str | None = _setting(None, _text, "DYN_TCP_TLS_CA_CERT_PATH")
-    tls_client_cert_path: str | None = _setting(None, _text, "DYN_TCP_TLS_CLIENT_CERT_PATH")
-    tls_client_key_path: str | None = _setting(None, _text, "DYN_TCP_TLS_CLIENT_KEY_PATH")
-    tls_client_ca_cert_path: str | None = _setting(None, _text, "DYN_TCP_TLS_CLIENT_CA_CERT_PATH")
+    tls_cert_path: str | None = _setting(None, _path, "DYN_TCP_TLS_CERT_PATH")
+    tls_key_path: str | None = _setting(None, _path, "DYN_TCP_TLS_KEY_PATH")
+    tls_ca_cert_path: str | None = _setting(None, _path, "DYN_TCP_TLS_CA_CERT_PATH")
+    tls_client_cert_path: str | None = _setting(None, _path, "DYN_TCP_TLS_CLIENT_CERT_PATH")
+    tls_client_key_path: str | None = _setting(None, _path, "DYN_TCP_TLS_CLIENT_KEY_PATH")
+    tls_client_ca_cert_path: str | None = _setting(None, _path, "DYN_TCP_TLS_CLIENT_CA_CERT_PATH")
     tls_server_name: str | None = _setting(None, _text, "DYN_TCP_TLS_SERVER_NAME")
     auth_token: str | None = _setting(None, _text, "DYN_AUTH_TOKEN", secret=True)
 
@@ -175,7 +190,9 @@ class Settings:
         "DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS",
         "DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT",
     )
-    drain_grace_s: float = _setting(1.0, _seconds, "DYN_DRAIN_GRACE_S", "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS")
+    drain_grace_s: float = _setting(
+        1.0, _seconds, "DYN_DRAIN_GRACE_S", "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS"
+    )
     lease_loss: str = _setting("reregister", _choice("reregister", "shutdown"), "DYN_LEASE_LOSS")
 
     max_message_bytes: int = _setting(32 * 2**20, _bytes, "DYN_TCP_MAX_MESSAGE_SIZE")
@@ -191,8 +208,8 @@ class Settings:
         return Path(self.file_kv or _default_file_root())
 
     def source(self, field: str) -> str:
-        """What a message should name for ``field``: the variable that it came from, or the one that would set it."""
-        known: tuple[str, ...] = getattr(attrs.fields_dict(Settings)[field], "metadata")["variables"]
+        """What a message should name for ``field``: what it came from, or the variable that would set it."""
+        known: tuple[str, ...] = attrs.fields_dict(Settings)[field].metadata["variables"]
         return self._sources.get(field, known[0])
 
     def is_set(self, field: str) -> bool:
@@ -215,7 +232,9 @@ class Settings:
                     break
         for name, value in options.items():
             if name.startswith("_") or name not in attrs.fields_dict(cls):
-                raise ConfigError(f"unknown option {name!r}; known: {', '.join(cls.options())}")
+                close = difflib.get_close_matches(name, cls.options(), n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(cls.options())}"
+                raise ConfigError(f"unknown option {name!r}; {hint}")
             values[name] = value
             sources[name] = name
         return cls(sources=sources, **values)

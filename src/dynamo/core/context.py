@@ -1,4 +1,6 @@
-"""What a request carries besides its payload: identity, cancellation, deadline, metadata, and the link to nested calls."""
+"""What a request carries besides its payload: identity, cancellation, deadline, metadata, and the link to
+nested calls.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")  # W3C Trace Context, level 1
+# W3C Trace Context, level 1: version 00; ids of zeros only are invalid
+_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}")
 
 
 class Metadata(MutableMapping[str, str]):
@@ -20,7 +23,8 @@ class Metadata(MutableMapping[str, str]):
     def __init__(self, values: Mapping[str, str] | None = None) -> None:
         self._values: dict[str, str] = {}
         if values:
-            self.update(values)
+            for key, value in values.items():
+                self[key] = value
 
     def __getitem__(self, key: str) -> str:
         return self._values[key]
@@ -54,13 +58,27 @@ class Context:
     (``client.stream(..., context=context)``), which are then cancelled with it.
     """
 
-    __slots__ = ("__weakref__", "_deadline", "_event", "_hooks", "_id", "_killed", "_metadata", "_span_id", "_stopped")
+    __slots__ = (
+        "__weakref__",
+        "_deadline",
+        "_event",
+        "_hooks",
+        "_id",
+        "_killed",
+        "_metadata",
+        "_span_id",
+        "_stopped",
+    )
 
     def __init__(
-        self, id: str | None = None, metadata: Mapping[str, str] | None = None, *, timeout_s: float | None = None
+        self,
+        id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
     ) -> None:
         self._id = id
-        self._metadata: Metadata | Mapping[str, str] | None = metadata
+        self._metadata = Metadata(metadata) if metadata else None
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._stopped = self._killed = False
         self._event: asyncio.Event | None = None
@@ -76,10 +94,9 @@ class Context:
     @property
     def metadata(self) -> Metadata:
         """Travels with the request and with nested calls. Assigning replaces it."""
-        held = self._metadata
-        if type(held) is not Metadata:
-            held = self._metadata = Metadata(held)
-        return held
+        if self._metadata is None:
+            self._metadata = Metadata()
+        return self._metadata
 
     @metadata.setter
     def metadata(self, values: Mapping[str, str]) -> None:
@@ -119,7 +136,7 @@ class Context:
         return True
 
     def detached(self, id: str | None = None) -> Context:
-        """A context of its own with this one's metadata and trace, which outlives its cancellation and deadline."""
+        """A context with this one's metadata and trace, which outlives its cancellation and deadline."""
         return Context(id, dict(self.metadata) | self.trace_headers())
 
     @property
@@ -140,7 +157,7 @@ class Context:
         return self._span_id
 
     def trace_headers(self) -> dict[str, str]:
-        """``traceparent``, and ``tracestate`` where there is one, for a request made on behalf of this one."""
+        """``traceparent``, and ``tracestate`` where there is one, for a request on behalf of this one."""
         if not (found := self._traceparent()):
             return {}
         headers = {"traceparent": f"00-{found[1]}-{self.span_id}-{found[0][-2:]}"}
@@ -154,7 +171,7 @@ class Context:
         return _TRACEPARENT.fullmatch(self._metadata.get("traceparent", ""))
 
     def _link(self, hook: Callable[[bool], None]) -> int:
-        """Call ``hook(killed)`` on every stop and kill until ``_unlink``; at once for what has already happened."""
+        """Call ``hook(killed)`` on every stop and kill until ``_unlink``; at once for what has happened."""
         if self._hooks is None:
             self._hooks = {}
         self._hooks[id(hook)] = hook

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import enum
 import re
+import reprlib
 import secrets
 from collections.abc import Mapping
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
 from attrs import Factory, field, frozen
 
 from dynamo.core.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,127}")
-MAX_INSTANCE_ID = 2**53 - 1  # the largest integer that JSON readers in JavaScript keep exact (RFC 8259, section 6)
+MAX_INSTANCE_ID = (
+    2**53 - 1
+)  # the largest integer that JSON readers in JavaScript keep exact (RFC 8259, section 6)
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 80
+
+
+def shown(value: object) -> str:
+    """``value`` for a message: its repr, cut to a line."""
+    return _brief.repr(value)
 
 
 def check_name(kind: str, name: object) -> str:
     """Return ``name``, or raise ConfigError that shows it: names become keys, paths and subjects."""
     if not isinstance(name, str) or NAME.fullmatch(name) is None:
         raise ConfigError(
-            f"bad {kind} name {name!r}: 1 to 128 of A-Z a-z 0-9 _ -, not beginning with '-'"
+            f"bad {kind} name {shown(name)}: 1 to 128 of A-Z a-z 0-9 _ -, not beginning with '-'"
         )
     return name
 
@@ -55,7 +65,7 @@ class EndpointId:
         parts = path.removeprefix("dyn://").split(".") if isinstance(path, str) else []
         if len(parts) != 3:
             raise ConfigError(
-                f"bad endpoint path {path!r}: expected 'namespace.component.endpoint' or "
+                f"bad endpoint path {shown(path)}: expected 'namespace.component.endpoint' or "
                 "'dyn://namespace.component.endpoint'"
             )
         return cls(namespace=parts[0], component=parts[1], name=parts[2])
@@ -81,8 +91,8 @@ class Transport:
 class Instance:
     """One live runtime serving one endpoint, as discovery records it.
 
-    ``addresses`` are URLs, preferred first. ``metadata`` is small and static: labels, codec, device, facts for
-    routing; its keys are the instance's properties. Values are JSON values.
+    ``addresses`` are URLs, preferred first. ``metadata`` is small and static: labels, codec, device, facts
+    for routing; its keys are the instance's properties. Values are JSON values.
     """
 
     endpoint_id: EndpointId
@@ -121,7 +131,8 @@ class Instance:
     def transport(self) -> Transport:
         """The preferred address."""
         address = self.addresses[0] if self.addresses else ""
-        return Transport(kind=urlsplit(address).scheme, address=address)
+        scheme, separator, _ = address.partition("://")
+        return Transport(kind=scheme if separator else "", address=address)
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.component}/{self.endpoint}/{self.instance_id}"

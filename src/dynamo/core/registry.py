@@ -13,13 +13,14 @@ from urllib.parse import parse_qsl, urlsplit
 
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, MissingExtraError
+from dynamo.core.model import shown
 from dynamo.core.ports.discovery import Discovery
 from dynamo.core.ports.request_plane import RequestPlane
 from dynamo.core.ports.telemetry import Telemetry
 
 P = TypeVar("P")
 Factory: TypeAlias = Callable[[str, Settings], AbstractAsyncContextManager[P]]
-"""``open_x(url, settings)``: no I/O before the result is entered; options in the URL's query win over the settings."""
+"""``open_x(url, settings)``: no I/O before the result is entered; the URL's options win over the settings."""
 
 
 class Registry(Generic[P]):
@@ -46,7 +47,8 @@ class Registry(Generic[P]):
     def open(self, url: str, settings: Settings) -> AbstractAsyncContextManager[P]:
         """Resolve ``scheme://...``, or a bare scheme, without I/O; entering the result connects.
 
-        Raises ConfigError (unknown or ambiguous scheme), MissingExtraError (the adapter's package is not installed).
+        Raises ConfigError (unknown or ambiguous scheme, an adapter that does not load), MissingExtraError
+        (the adapter's package is not installed).
         """
         scheme, separator, _ = url.partition("://")
         return self.factory(scheme)(url if separator else f"{scheme}://", settings)
@@ -56,22 +58,28 @@ class Registry(Generic[P]):
             return known
         found = {point.value: point for point in entry_points(group=self._group, name=scheme)}
         if len(found) > 1:
-            raise ConfigError(f"{self._group}: {scheme!r} is claimed by {' and '.join(sorted(found))}; remove one")
+            raise ConfigError(
+                f"{self._group}: {scheme!r} is claimed by {' and '.join(sorted(found))}; remove one"
+            )
         if not found:
             known_names = self.schemes()
             close = difflib.get_close_matches(scheme, known_names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known_names) or 'none'}"
             raise ConfigError(f"{self._variable}: unknown {self._group.partition('.')[2]} {scheme!r}; {hint}")
         (point,) = found.values()
+        distribution = point.dist.name if point.dist else point.module
         try:
             factory: Factory[P] = point.load()
-        except ModuleNotFoundError as error:
-            missing = error.name or ""
-            if missing == point.module or point.module.startswith(f"{missing}."):
-                raise  # a broken installation of the adapter itself, not a missing extra
-            distribution = point.dist.name if point.dist else point.module
+        except Exception as error:  # whatever the adapter's module, or what it imports, raises
+            missing = (error.name if isinstance(error, ModuleNotFoundError) else None) or point.module
+            if missing.partition(".")[0] == point.module.partition(".")[0]:
+                raise ConfigError(
+                    f"{self._variable}: {scheme!r} does not load: {type(error).__name__}: {error}; "
+                    f"install {distribution!r} again, or repair {point.value!r}"
+                ) from error
             raise MissingExtraError(
-                f"{self._variable}: {scheme!r} needs the package {missing!r}: pip install '{distribution}[{scheme}]'"
+                f"{self._variable}: {scheme!r} needs the package {missing!r}: "
+                f"pip install '{distribution}[{scheme}]'"
             ) from error
         self._factories[scheme] = factory
         return factory
@@ -83,9 +91,16 @@ telemetry: Registry[Telemetry] = Registry("dynamo.telemetry", "DYN_TELEMETRY")
 
 
 def url_options(url: str, known: tuple[str, ...]) -> dict[str, str]:
-    """The query of an adapter's URL. Raises ConfigError for an option that it does not know, or one given twice."""
+    """The query of an adapter's URL.
+
+    Raises ConfigError for an option that it does not know, one given twice, and what is no URL.
+    """
     options: dict[str, str] = {}
-    for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
+    try:
+        given = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    except ValueError as error:
+        raise ConfigError(f"bad URL {shown(url)}: {error}") from error
+    for name, value in given:
         if name not in known:
             raise ConfigError(f"{url}: unknown option {name!r}; known: {', '.join(known) or 'none'}")
         if name in options:
