@@ -72,6 +72,13 @@ class Demo:
             await asyncio.sleep(0.01)
         return time.monotonic() - started
 
+    async def all_answer(self, *expected: str) -> None:
+        """Ask until each of these workers has answered: the frontend sees them too."""
+        async with asyncio.timeout(BOUND_S):
+            silent = set(expected)
+            while silent:
+                silent -= set((await self.ask("Hello", Answer())).workers)
+
     async def ask(self, prompt: str, answer: Answer, *, show: bool = False) -> Answer:
         """Stream one answer; it must be the whole prompt."""
         last = time.monotonic()
@@ -118,8 +125,7 @@ async def come_up(demo: Demo) -> None:
     for name in ("worker-1", "worker-2", "worker-3"):
         await demo.start(name, "worker.py", name)
     await demo.workers_are("worker-1", "worker-2", "worker-3")
-    async with asyncio.timeout(BOUND_S):
-        await demo.frontend.wait_for_instances()
+    await demo.all_answer("worker-1", "worker-2", "worker-3")
     for name, instance in sorted({str(one.name): one for one in demo.backend.instances()}.items()):
         say(f"  {named(name, f'{name} │')} process {demo.processes[name].pid}, {instance.addresses[-1]}")
     note(f"all found each other within {time.monotonic() - started:.1f} s")
@@ -165,7 +171,8 @@ async def gain_one(demo: Demo, victim: str) -> list[str]:
     started = time.monotonic()
     await demo.start("worker-4", "worker.py", "worker-4")
     await demo.workers_are(*workers)
-    note(f"worker-4 was picked up {time.monotonic() - started:.1f} s after its start")
+    await demo.all_answer("worker-4")
+    note(f"worker-4 answered {time.monotonic() - started:.1f} s after its start")
     async with asyncio.TaskGroup() as group:
         asked = [group.create_task(demo.ask(QUESTIONS[0], Answer())) for _ in range(3 * AT_ONCE)]
     counts = Counter(task.result().workers[0] for task in asked)
@@ -212,6 +219,7 @@ async def play(complaints: Path) -> None:
 
 def main() -> None:
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing then either
     with tempfile.TemporaryDirectory(prefix="dynamo-demo-") as folder:
         os.environ.update(
             DYN_DISCOVERY_BACKEND="file",
@@ -220,13 +228,16 @@ def main() -> None:
             TMPDIR=folder,
         )
         complaints = Path(folder, "stderr")
+        complaints.touch()
         try:
             asyncio.run(play(complaints))
-        finally:
-            said = complaints.read_text()
-            sys.stderr.write(said)
-        if said:
-            raise RuntimeError("every answer is whole, but the processes complained: see above")
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted") from None
+        except BaseException:
+            sys.stderr.write(complaints.read_text())
+            raise
+        if said := complaints.read_text():
+            raise RuntimeError(f"every answer is whole, but the processes complained:\n{said}")
         if left := [path for path in Path(folder, "store").rglob("*") if path.is_file()]:
             raise RuntimeError(f"files were left behind: {left}")
     say(f"\nDone in {time.monotonic() - started:.0f} s. No process and no file is left.")
