@@ -266,7 +266,7 @@ class Connection:
                 self._began_at = now
             limit = self._began_at + options.opening_s
             if now < limit:
-                return limit
+                return min(limit, silence.next_check(now))
             late = f"{options.peer} did not finish the opening within {options.opening_s:g} s"
             self._close(UnavailableError(late), tell=True)
             return math.inf
