@@ -358,8 +358,7 @@ class Connection:
 
     def _ending(self, stream: Stream, error: DynamoError | None, refused: bool, refuses: bool) -> DynamoError:
         """What a stream that was open ends with."""
-        peer, out = self.options.peer, self._out
-        sent = stream.id != 0 and stream._open_at != out.takes
+        peer, sent = self.options.peer, self._sent(stream)
         ending: DynamoError
         if error is not None and (refused or refuses):
             ending = copy.copy(error)
@@ -377,6 +376,10 @@ class Connection:
             )
         ending.__cause__ = error
         return ending
+
+    def _sent(self, stream: Stream) -> bool:
+        """Its OPEN was handed out, so that the peer may have it."""
+        return stream.id != 0 and stream._open_at != self._out.takes
 
     def _kill(self, stream: Stream, error: DynamoError) -> None:
         """End a listener's stream whose caller is gone."""
@@ -398,7 +401,9 @@ class Connection:
             self._greet_listener(hello)
             return
         if options.token and hello.nonce is None:
-            raise AuthError(f"{options.peer} asks for a token (DYN_AUTH_TOKEN), and none was offered")
+            raise AuthError(
+                "a token is asked for here, and none was offered; set DYN_AUTH_TOKEN to the same on both sides"
+            )
         opening.check_instance(
             (hello.expected_instance_id, hello.expected_incarnation),
             (options.instance_id, options.incarnation),

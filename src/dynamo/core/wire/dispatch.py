@@ -172,6 +172,7 @@ class Dispatch:
         except Malformed as reason:
             connection._violate(f"unreadable ERROR: {reason}")
             return
+        error.args = (f"{connection.options.peer}: {error}",)  # the peer does not know how it is called here
         refused = not connection._hello_read or CODES.get(type(error)) == AUTH_CODE
         connection._close(error, tell=False, refused=refused)
 

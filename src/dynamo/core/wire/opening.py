@@ -150,7 +150,8 @@ def check_proof(options: Options, side: str, proof: bytes | None, nonces: tuple[
         return
     if proof is None or listener_nonce is None:
         raise AuthError(
-            f"{options.peer} has no token and this side asks for one; set DYN_AUTH_TOKEN to the same on both"
+            f"{options.peer} has no token, and this side asks for one; "
+            "set DYN_AUTH_TOKEN to the same on both sides"
         )
     if not hmac.compare_digest(proof, prove(options.token, side, dialer_nonce, listener_nonce)):
         raise AuthError(f"{options.peer} has another token; set DYN_AUTH_TOKEN to the same on both sides")
