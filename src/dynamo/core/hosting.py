@@ -58,7 +58,7 @@ class Hosting:
         self._adapters, self._telemetry, self._shut_down = adapters, telemetry, shut_down
         self._settings = adapters.settings
         self._drawn_id, self._incarnation = random_instance_id(), random_incarnation()
-        self._id_told = False
+        self._id_told = self._ended = False
         self._presence: Held[Presence] | None = None
         self._withdrawals: set[asyncio.Task[None]] = set()
 
@@ -153,6 +153,8 @@ class Hosting:
 
     async def _appear(self) -> Presence:
         discovery, plane = await self._adapters.discovery(), await self._adapters.serving_plane()
+        if self._ended:
+            raise ClosedError("the runtime was shut down before it could serve")
         if self._presence is None or self._presence.failed:
             enter = partial(
                 appear,
@@ -218,7 +220,11 @@ class Hosting:
         return task
 
     async def end(self) -> None:
-        """Withdraw everything, and see what is being withdrawn already to its end; bounded."""
+        """Withdraw everything, and see what is being withdrawn already to its end; bounded.
+
+        Nothing is served after it.
+        """
+        self._ended = True
         if (presence := self.present) is not None:
             staying = [served for served in self.served.values() if served.leaving is None]
             self._withdraw(staying, presence, presence.server)

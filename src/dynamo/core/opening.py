@@ -14,7 +14,7 @@ from attrs import evolve
 
 from dynamo.core import registry
 from dynamo.core.config import Settings
-from dynamo.core.errors import ConfigError, DynamoError, UnavailableError
+from dynamo.core.errors import ClosedError, ConfigError, DynamoError, UnavailableError
 from dynamo.core.late import OpeningPlane
 from dynamo.core.lifetime import Held, Wait, backoff, patiently
 from dynamo.core.ports.discovery import Discovery
@@ -49,6 +49,7 @@ class Adapters:
         self.settings = settings
         self._discovery: Held[Discovery] | None = None
         self._planes: dict[str, Held[RequestPlane]] = {}
+        self._closed = False
         self._serving_scheme = scheme_of(settings.request_plane)
         try:
             registry.discovery.factory(scheme_of(settings.discovery_backend))
@@ -151,6 +152,9 @@ class Adapters:
         return await patiently(opening, timeout_s=settings.startup_timeout_s, bound=bound, wait=wait)
 
     def _hold(self, name: str, make: Callable[[], AbstractAsyncContextManager[P]]) -> Held[P]:
+        if self._closed:
+            raise ClosedError("this runtime is closed")
+
         async def enter(stack: AsyncExitStack, held: Held[P]) -> P:
             delays = backoff()
             while True:
@@ -165,7 +169,8 @@ class Adapters:
         return Held(asyncio.get_running_loop(), name, enter)
 
     async def close(self) -> None:
-        """Close the planes, then discovery; each bounded."""
+        """Close the planes, then discovery; each bounded. Nothing opens after it."""
+        self._closed = True
         planes, self._planes = list(self._planes.values()), {}
         await asyncio.gather(*(held.close(CLOSE_S) for held in planes))
         discovery, self._discovery = self._discovery, None

@@ -74,12 +74,15 @@ class Registrations:
     async def settled(self, endpoint_id: EndpointId) -> None:
         """Wait until the backend has what is wanted for the endpoint; while it is away, that is.
 
-        Raises what waiting does not mend: ConflictError (another live owner), ConfigError (not allowed here).
+        Raises what waiting does not mend: ConflictError (another live owner), ConfigError (not allowed here),
+        ClosedError.
         """
         known = self._lease_failure  # from before: the next attempt may well go better
         while self._moving == endpoint_id or self._registered.get(endpoint_id) is not self._wanted.get(
             endpoint_id
         ):
+            if self._closing:
+                raise ClosedError("the runtime was closed")
             for failure in (self._lease_failure, self._failures.get(endpoint_id)):
                 if failure not in (None, known) and not isinstance(
                     failure, (UnavailableError, LeaseLostError)
@@ -90,7 +93,6 @@ class Registrations:
     async def close(self, bound_s: float) -> None:
         """Leave the lease, which removes what is registered under it; who still waits gets a ClosedError."""
         self._closing = True
-        self._lease_failure = ClosedError("the runtime was closed")
         self._move()
         self._changed.set()
         if not self._held or not await ended(self._task, bound_s):
@@ -101,6 +103,13 @@ class Registrations:
     # The one task.
 
     async def _run(self) -> None:
+        try:
+            await self._hold_leases()
+        finally:
+            self._closing = True
+            self._move()
+
+    async def _hold_leases(self) -> None:
         delays = backoff()
         while not self._closing:
             try:
