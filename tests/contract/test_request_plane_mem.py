@@ -14,8 +14,10 @@ from dynamo.testing.request_plane import Link, RequestPlaneContract, RequestPlan
 
 
 class MemLink(Link):
+    def __init__(self, server: MemServer) -> None:
+        self.server, self.address = server, server.addresses[0]
+
     def fault(self, kind: str) -> None:
-        assert isinstance(self.server, MemServer)
         {"cut": self.server.break_links, "abort": self.server.abort}[kind]()
 
 
@@ -24,6 +26,7 @@ class MemHarness(RequestPlaneHarness):
         return open_mem("mem://", Settings(**settings))
 
     def link(self, server: Server) -> AbstractAsyncContextManager[Link]:
+        assert isinstance(server, MemServer)
         return nullcontext(MemLink(server))
 
 

