@@ -127,6 +127,11 @@ class Connection:
         return not (self.closed or self.draining or self._silence.stalled)
 
     @property
+    def greeted(self) -> bool:
+        """The peer's magic arrived: it speaks this protocol."""
+        return self._reader.greeted
+
+    @property
     def peer_instance_id(self) -> int:
         return self._hello.instance_id
 

@@ -34,10 +34,10 @@ class Reader:
         "_body_left",
         "_buffer",
         "_end",
-        "_magic",
         "_receiver",
         "_start",
         "_view",
+        "greeted",
         "heard",
         "quick_limit",
         "stopped",
@@ -50,7 +50,7 @@ class Reader:
         self.quick_limit = 0  # bytes of an item
         self.heard = False  # anything since somebody cleared it
         self.stopped = False  # what comes is thrown away
-        self._magic = False
+        self.greeted = False  # the magic was read
         self._buffer = bytearray(OPENING_BYTES)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
@@ -84,13 +84,13 @@ class Reader:
     def _parse(self) -> None:
         view, buffer, position, end = self._view, self._buffer, self._start, self._end
         on_frame, quick_limit, unpack = self._receiver.on_frame, self.quick_limit, unpack_header
-        if not self._magic:
+        if not self.greeted:
             if end < len(MAGIC):
                 if not MAGIC.startswith(view[:end]):
                     self._receiver.on_magic(bytes(view[:end]))
                 return
             self._receiver.on_magic(bytes(view[: len(MAGIC)]))
-            self._magic = True
+            self.greeted = not self.stopped
             position = len(MAGIC)
         # Looked up again after each frame of the long way: it may have changed them.
         get = self.streams.get
