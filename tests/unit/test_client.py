@@ -313,14 +313,19 @@ async def test_an_unknown_instance_is_waited_for_too() -> None:
     async with deployed(instance_wait_s=0.05) as world:
         await world.worker()
         client = await world.ready_client()
-        with pytest.raises(NoInstancesError, match="lists 1"):
+        with pytest.raises(NoInstancesError, match=r"no instance 12345 \(3039\) of demo.*lists 1"):
             await client.call(0, instance=12345)
+        with pytest.raises(DeadlineError, match=r"no instance worker-9 of demo.*lists 1"):
+            await client.call(0, instance="worker-9", timeout_s=0.02)
 
 
 async def test_with_a_deadline_the_deadline_is_the_bound() -> None:
     async with deployed(instance_wait_s=60) as world:
         client = await world.ready_client()
-        with pytest.raises(DeadlineError, match=r"no instance within 0\.05 s: discovery 'mem' lists none"):
+        with pytest.raises(
+            DeadlineError,
+            match=r"no instance of demo\.backend\.generate within 0\.05 s: discovery 'mem' lists none",
+        ):
             await client.call(0, timeout_s=0.05)
         worker = await world.worker(refuse(OverloadedError("full")))
         await until(client.instance_ids)

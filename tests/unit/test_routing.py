@@ -153,6 +153,7 @@ class TableMachine(RuleBasedStateMachine):
             ready = {self.aside[0]}
         assert {peer.instance_id for peer in self.peers.ready} == ready
         assert len(self.peers.ready) == len(ready)
+        assert self.peers.count == sum(record.phase is Phase.READY for record in self.known.values())
         assert [peer.position for peer in self.peers.ready] == list(range(len(ready)))
         assert list(self.peers.aside) == self.aside
         assert set(self.peers.unreachable) == self.unreachable

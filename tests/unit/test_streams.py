@@ -131,6 +131,22 @@ async def test_no_instance_is_told_on_entering_awaiting_or_reading() -> None:
         nothing_left(world, client)
 
 
+async def test_cancelling_the_entering_leaves_nothing() -> None:
+    async with deployed(instance_wait_s=60) as world:
+        client = await world.ready_client()
+
+        async def enter() -> None:
+            async with client.stream("go", timeout_s=60):
+                raise AssertionError
+
+        entering = asyncio.create_task(enter())
+        await until(lambda: world.memberships.of(client.endpoint_id).waiters)
+        entering.cancel()
+        await asyncio.gather(entering, return_exceptions=True)
+        nothing_left(world, client)
+        assert not world.memberships.of(client.endpoint_id).waiters
+
+
 async def test_an_error_comes_after_the_items_before_it_and_then_it_stays_ended() -> None:
     async with deployed() as world:
         await world.worker(fail(RemoteError("ValueError: no more"), 1, 2))
@@ -776,6 +792,42 @@ async def test_an_input_that_raises_ends_the_call_with_its_error() -> None:
                     assert item == 1
         await until(lambda: True in worker.cancelled)
         nothing_left(world, client)
+
+
+@pytest.mark.parametrize("last", [1, object()], ids=["the worker ends it", "an item cannot be encoded"])
+async def test_an_input_cleans_up_when_the_call_ends(last: object) -> None:
+    cleaned = asyncio.Event()
+
+    async def items() -> AsyncIterator[object]:
+        try:
+            while True:
+                yield last
+                await asyncio.sleep(0)
+        finally:
+            await asyncio.sleep(0)
+            cleaned.set()
+
+    async with deployed() as world:
+        await world.worker(reply("done"))
+        client = await world.ready_client()
+        call = client.duplex(inputs=items())
+        try:
+            assert await anext(call) == "done"
+        except EncodeError:
+            assert last != 1
+        await asyncio.wait_for(cleaned.wait(), BOUND_S)
+
+
+async def test_an_input_without_end_leaves_the_reader_its_turn() -> None:
+    async def numbers() -> AsyncIterator[int]:
+        while True:
+            yield 1
+
+    async with deployed() as world:
+        await world.worker(reply(*range(10)))
+        client = await world.ready_client()
+        async with client.duplex("go", inputs=numbers()) as call:
+            assert [item async for item in call] == list(range(10))
 
 
 async def test_leaving_a_duplex_call_ends_its_input() -> None:

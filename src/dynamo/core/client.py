@@ -211,7 +211,7 @@ class Client:
         Without ``timeout_s`` it waits until the runtime ends, and says once in the log what it waits for.
         Raises DeadlineError, a TimeoutError.
         """
-        await self._wait(lambda membership: len(membership.ready()) >= min_count, "any", timeout_s)
+        await self._wait(lambda membership: membership.peers.count >= min_count, "any", timeout_s)
         return self.instance_ids()
 
     async def wait_for_instance_by_runtime_data(
@@ -259,6 +259,8 @@ class Client:
         self, predicate: Callable[[Membership], bool], wanted: str, timeout_s: float | None
     ) -> None:
         out = self._out
+        if not out.on_its_loop():
+            raise self._unusable()
 
         def look(membership: Membership) -> bool:
             return out.closed or predicate(membership)

@@ -12,17 +12,19 @@ from dynamo.core.exchange import Exchange
 from dynamo.core.ports.request_plane import Payload
 from dynamo.core.streams import Decode, ResponseStream
 
+SENDS_AT_ONCE = 64  # without a turn for anybody else
 LEAVE_S = 5.0  # how long leaving a call waits for the caller's own iterable to clean up
 
 
 class Input:
     """The sending side of one exchange; knows nothing of who holds the other side."""
 
-    __slots__ = ("_exchange", "_feeder", "_full", "ended", "taken")
+    __slots__ = ("_exchange", "_feeder", "_full", "_sent", "ended", "taken")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._full = False  # the window was spent by the last item
+        self._sent = 0
         self._feeder: asyncio.Task[None] | None = None
         self.taken = False  # an item was sent after the opening one: the request can't be sent elsewhere
         self.ended = False
@@ -44,8 +46,14 @@ class Input:
             elif self._full:
                 await call.writable()
                 self._full = False  # if the call is still there: look again
+            elif self._sent == SENDS_AT_ONCE:
+                self._sent = (
+                    0  # what a worker ended is not full, though nothing goes there: let its reader see
+                )
+                await asyncio.sleep(0)
             else:
                 self._full = not call.send(payload)
+                self._sent += 1
                 self.taken = True
                 return
 
@@ -81,8 +89,8 @@ class Input:
                 await leave()
 
     def close(self) -> None:
-        """Stop feeding."""
-        if self._feeder is not None:
+        """Stop feeding, unless it is the feeding that ended the call."""
+        if self._feeder is not None and self._feeder is not asyncio.current_task():
             self._feeder.cancel()
 
     async def aclose(self) -> None:

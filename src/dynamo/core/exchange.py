@@ -26,7 +26,7 @@ from dynamo.core.outbound import Outbound
 from dynamo.core.patience import Patience
 from dynamo.core.ports.request_plane import OutgoingCall, Payload, Request
 from dynamo.core.retrying import Trouble, verdict
-from dynamo.core.routing import Peer, Strategy, Way
+from dynamo.core.routing import Direct, Peer, Strategy, Way
 
 if TYPE_CHECKING:
     from dynamo.core.duplex import Input
@@ -246,7 +246,7 @@ class Exchange:
             elif loop.time() < trouble.give_up_at:
                 await self._pause(trouble.give_up_at, for_change=True)
             else:
-                self.finish(await out.nobody(trouble.last))
+                self.finish(await out.nobody(self._wanted(), trouble.last))
 
     async def _pause(self, until: float | None, *, for_change: bool) -> None:
         """Until ``until`` on the loop's clock, or an interruption, or where asked a change of the table."""
@@ -344,13 +344,17 @@ class Exchange:
     def _late(self, limit: str) -> str:
         out, peer = self.out, self.peer
         if peer is None:
-            return f"{out.endpoint}: no instance within {limit}: {out.membership.describe()}"
+            return f"no {self._wanted()} within {limit}: {out.membership.describe()}"
         what = "no end" if self._heard else "no answer"
         where = f"instance {peer.instance_id:x} at {self.way[1]}"
         text = f"{out.endpoint}: {what} within {limit} from {where}, attempt {self.attempts}"
         if self.trouble is not None and self.trouble.last is not None:
             text += f"; before that: {self.trouble.last}"
         return text
+
+    def _wanted(self) -> str:
+        who = str(self.strategy) if type(self.strategy) is Direct else "instance"
+        return f"{who} of {self.out.endpoint}"
 
     def close(self) -> None:
         """Leave: the worker is cancelled, what is on its way is dropped."""
@@ -368,8 +372,10 @@ class Exchange:
             self.timer.cancel()
         if self.patience is not None:
             self.patience.close()
+            self.patience = None
         if self.input is not None:
             self.input.close()
+            self.input = None
         if self._context is not None:
             self._context._unlink(self._link)
         out = self.out

@@ -93,11 +93,11 @@ class Outbound:
         peer.way = None
         self.membership.availability.failed(peer, failures_before, partial(way[0].check, way[1]))
 
-    async def nobody(self, last: Exception | None) -> NoInstancesError:
-        """The error for a request that found no instance in time, with all that helps to see why."""
+    async def nobody(self, wanted: str, last: Exception | None) -> NoInstancesError:
+        """The error for a request that did not find ``wanted`` in time, with all that helps to see why."""
         membership = self.membership
         return NoInstancesError(
-            f"no instance of {self.endpoint} after {self.instance_wait_s:g} s (DYN_INSTANCE_WAIT_S): "
+            f"no {wanted} after {self.instance_wait_s:g} s (DYN_INSTANCE_WAIT_S): "
             f"{membership.describe()}; {await membership.others()}. "
             + (f"The last attempt failed: {last}. " if last is not None else "")
             + "Start a worker that serves it, or check the name, and DYN_DISCOVERY_BACKEND on both sides"

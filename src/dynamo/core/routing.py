@@ -74,6 +74,11 @@ class Peers:
         self._trial: Peer | None = None
         self._loads: _Loads | None = None
 
+    @property
+    def count(self) -> int:
+        """The READY instances, aside and unreachable ones too."""
+        return len(self.ready) - (self._trial is not None) + len(self.aside) + len(self.unreachable)
+
     def put(self, instance: Instance) -> None:
         """Add or replace; a changed record is a fresh start, another incarnation another peer."""
         peer = self.by_id.get(instance.instance_id)
@@ -362,6 +367,9 @@ class Direct(Strategy):
                 "client.direct(request, id), or endpoint.client(strategy='direct', endpoint_id=...)"
             )
         return peers.find(self.target)
+
+    def __str__(self) -> str:
+        return f"instance {self.target}" + (f" ({self.target:x})" if isinstance(self.target, int) else "")
 
 
 _NAMED: dict[str, type[Strategy]] = {
