@@ -4,18 +4,18 @@ Invariants, each with one test in ``dynamo.testing.request_plane``:
 
 R1  Items arrive whole, unchanged and in order, both ways, RAW ones as RAW; of any size up to the limit.
 R2  Starting a call never waits; what is wrong with the peer is the first thing received.
-R3  A refusal (draining, overloaded, unknown endpoint, another instance) arrives as its own class, SAFE, and no
-    handler has started.
-R4  ``send`` answers False once the window is spent; an unread stream stops its producer within one window plus
-    one item.
+R3  A refusal (draining, overloaded, unknown endpoint, another instance) arrives as its own class, SAFE, and
+    no handler has started.
+R4  ``send`` answers False once the window is spent; an unread stream stops its producer within one window
+    plus one item.
 R5  An item larger than the window gets through, one after another, within the receive budget; one larger than
     the whole budget passes alone. A stream that nobody reads keeps the budget from no other.
 R6  ``kill`` (leaving a call early) reaches the worker as a cancellation, whatever it is doing.
 R7  ``stop`` reaches the worker as a request to finish; what it sends afterwards still arrives.
 R8  END is told from a broken link: without an END the call ends in StreamBrokenError with the count of items
     received.
-R9  An error that the worker sends arrives after the items before it, with class, text and retry verdict; after
-    an item SAFE is read as UNKNOWN.
+R9  An error that the worker sends arrives after the items before it, with class, text and retry verdict;
+    after an item SAFE is read as UNKNOWN.
 R10 The two directions end one by one: the input may end first, and items go on coming.
 R11 Deadline (time left), metadata, request id, attempt and priority arrive as they were sent.
 R12 ``drain`` lets what runs go on and announces itself to callers; ``refuse`` turns away what is new, SAFE.
@@ -82,8 +82,8 @@ class Channel(Protocol):
     def send(self, payload: Payload, *, end: bool = False) -> bool:
         """Queue one item, with ``end`` as the last one; False: await ``writable`` before sending more.
 
-        Never waits. Once the call is over the item is dropped and the answer is True: the receiving side tells
-        why. Raises TooLargeError.
+        Never waits. Once the call is over the item is dropped and the answer is True: the receiving side
+        tells why. Raises TooLargeError.
         """
 
     @abstractmethod
@@ -132,16 +132,16 @@ class OutgoingCall(Channel, Protocol):
 
     @abstractmethod
     def kill(self) -> None:
-        """Leave: the worker is cancelled, what is still on its way is dropped, and the call has ended at once,
-        with CallCancelledError. After ``ended`` it does nothing.
+        """Leave: the worker is cancelled, what is still on its way is dropped, and the call has ended at
+        once, with CallCancelledError. After ``ended`` it does nothing.
         """
 
 
 class IncomingCall(Channel, Protocol):
     """The worker's end. Until ``send``, ``end`` or ``fail`` the caller has seen nothing of it.
 
-    Its input ends with CallCancelledError when the caller killed the call, with StreamBrokenError when the link
-    broke.
+    Its input ends with CallCancelledError when the caller killed the call, with StreamBrokenError when the
+    link broke.
     """
 
     request: Request
@@ -205,8 +205,9 @@ class RequestPlane(Protocol):
     ) -> AbstractAsyncContextManager[Server]:
         """Take calls until the block ends, at ``address`` where it is declared, else where the settings say.
 
-        Entering returns once callers can connect. Leaving ends every call and closes every connection, in bounded
-        time. Raises ConflictError (address in use), ConfigError (not an address of this host, bad certificate).
+        Entering returns once callers can connect. Leaving ends every call and closes every connection, in
+        bounded time. Raises ConflictError (address in use), ConfigError (not an address of this host, bad
+        certificate).
         """
 
     @abstractmethod
