@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from dynamo.core import signals
@@ -21,7 +21,7 @@ FAREWELL_S = 5.0  # for the function's own cleanup, once a signal has drained it
 
 def dynamo_worker(
     enable_nats: bool | None = None, **options: Any
-) -> Callable[[Callable[Concatenate[DistributedRuntime, P], Awaitable[T]]], Callable[P, Awaitable[T | None]]]:
+) -> Callable[[Callable[Concatenate[DistributedRuntime, P], Awaitable[T]]], Callable[P, Coroutine[Any, Any, T | None]]]:
     """Give the decorated coroutine function a runtime from the environment, before its own arguments.
 
     The runtime handles SIGINT and SIGTERM while the function runs, and is shut down when it returns;
@@ -32,7 +32,7 @@ def dynamo_worker(
 
     def decorator(
         function: Callable[Concatenate[DistributedRuntime, P], Awaitable[T]],
-    ) -> Callable[P, Awaitable[T | None]]:
+    ) -> Callable[P, Coroutine[Any, Any, T | None]]:
         @functools.wraps(function)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T | None:
             loop, signalled = asyncio.get_running_loop(), asyncio.Event()
