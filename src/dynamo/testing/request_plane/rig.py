@@ -71,6 +71,7 @@ class Worker:
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
         self._test = asyncio.current_task()
+        self._cancelled_test = False
         self.failure: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.calls: list[IncomingCall] = []
@@ -109,19 +110,18 @@ class Worker:
         elif (failure := task.exception()) is not None and self.failure is None:
             self.failure = failure
             if self._test is not None:
-                self._test.cancel()
-
-    def uncancel(self) -> None:
-        """The test goes on, to raise ``failure``."""
-        if self._test is not None:
-            self._test.uncancel()
+                self._cancelled_test = self._test.cancel()
 
     async def close(self) -> None:
-        """Cancel what still runs."""
-        self._test = None
+        """Cancel what still runs; raise what a handler failed with, in place of the test's cancellation."""
+        test, self._test = self._test, None
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.failure is not None:
+            if test is not None and self._cancelled_test:
+                test.uncancel()
+            raise self.failure
 
 
 @define
@@ -181,14 +181,8 @@ async def set_up(
         try:
             address = harness.address(server)
             yield Rig(calling, server, runs, address, instance_id, incarnation, server_block.aclose)
-        except asyncio.CancelledError:
-            if runs.failure is None:
-                raise
-            runs.uncancel()
         finally:
             await runs.close()
-        if runs.failure is not None:
-            raise runs.failure
 
 
 def packed(size: int, seed: int = 0) -> bytes:

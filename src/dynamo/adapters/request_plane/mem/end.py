@@ -38,7 +38,8 @@ def snapshot(payload: Payload) -> Payload:
     """What a wire would deliver: nothing that the sender can still change or release."""
     if type(payload) is not memoryview:
         return payload
-    return payload[:] if type(payload.obj) is bytes and payload.contiguous else memoryview(payload.tobytes())
+    kept = type(payload.obj) is bytes and payload.c_contiguous
+    return payload.cast("B") if kept else memoryview(payload.tobytes())
 
 
 def twin(error: DynamoError, retry: Retry | None = None) -> DynamoError:
