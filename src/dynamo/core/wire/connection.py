@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import secrets
+from collections import deque
 from collections.abc import Callable
 
 from dynamo.core.errors import (
@@ -41,7 +42,6 @@ from dynamo.core.wire.frames import (
     ITEM_COST,
     MAGIC,
     MAX_BODY,
-    MAX_STREAM_ID,
     PING,
     header,
     map_frame,
@@ -50,7 +50,7 @@ from dynamo.core.wire.frames import (
 from dynamo.core.wire.opening import Hello, Options
 from dynamo.core.wire.outbox import CONGESTED_BYTES, Buffer, Outbox
 from dynamo.core.wire.reader import Reader
-from dynamo.core.wire.sending import too_large
+from dynamo.core.wire.sending import small_limit, too_large
 from dynamo.core.wire.silence import Act, Silence
 from dynamo.core.wire.stream import Stream
 
@@ -102,6 +102,7 @@ class Connection:
         self._goaways = 0
         self._max_receive = options.max_message_bytes
         self._max_send = min(options.max_message_bytes, self._hello.max_message)
+        self._half = small_limit(self._hello.window, self._max_send)
         # A dialer without a token sends calls at once; else they wait for the listener's HELLO.
         if dialer:
             self._out.opening = [MAGIC, map_frame(HELLO, 0, opening.encode_hello(options, self._nonce, None))]
@@ -183,52 +184,57 @@ class Connection:
             size = payload.nbytes if type(payload) is memoryview else len(payload)
             if size > self._max_send:
                 raise too_large(size, self._max_send)
+        hello = self._hello
         stream = self._stream_type(self, request)
-        if (reason := self._reason_not_to_open()) is not None:
+        if self.closed or self.draining or len(self._streams) + len(self._waiting) >= hello.max_streams:
             stream.over = stream._in_done = stream._out_done = True
-            stream._error = reason
+            stream._error = self._reason_not_to_open()
             return stream
-        window = self._budget.window(self.options.window_bytes)
-        try:
-            head = opening.encode_head(request, None if window == self.options.window_bytes else window)
-            if len(head) > self._hello.max_head or len(head) > MAX_BODY - 1024:
-                raise TooLargeError(
-                    f"endpoint and metadata of {len(head)} bytes are over the limit of {self._hello.max_head}"
-                )
-        except TooLargeError:
-            self._budget.give(window)
-            raise
-        except (TypeError, ValueError, OverflowError) as error:
-            self._budget.give(window)
-            raise EncodeError(f"the metadata of the call cannot be sent: {error}") from error
-        stream._reserved = stream._window = stream._in_credit = window
-        stream._give_at = window // 2
-        stream._head = head
-        stream._credit = self._hello.window
-        stream._set_half(self._hello.window)
-        if payload is not None:
-            stream._first = True
-            flags = (F_END if request.end else 0) | (F_RAW if type(payload) is not bytes else 0)
-            stream._pending.append((payload, size, flags))
+        head = self._reserve(stream)
+        stream._credit = stream._window_out = hello.window
+        stream._half = half = self._half
         stream._out_done = request.end
-        self._waiting.add(stream)
         out = self._out
         if (
             out.open
             and out.size < CONGESTED_BYTES
-            and size + ITEM_COST <= stream._half
-            and len(head) + size < MAX_BODY - 4
+            and size + ITEM_COST <= half
+            and len(head) + size <= MAX_BODY - 4
         ):
             stream._open_at, stream._open_index = out.takes, len(out.frames)
             out.tail = None
-            out.size += stream._emit(out.frames)
+            out.size += stream._put_open(out.frames, head, payload, size)
             if not out.scheduled:
                 out.wake()
-        else:
-            out.join(stream)
+            return stream
+        stream._head = head
+        if payload is not None:
+            stream._first = True
+            flags = (F_END if request.end else 0) | (F_RAW if type(payload) is not bytes else 0)
+            stream._pending = deque(((payload, size, flags),))
+        self._waiting.add(stream)
+        out.join(stream)
         return stream
 
-    def _reason_not_to_open(self) -> DynamoError | None:
+    def _reserve(self, stream: Stream) -> bytes:
+        """Memory for the window of the response, and the head of OPEN that says how large that is."""
+        window = self._budget.window(self.options.window_bytes)
+        try:
+            head = opening.encode_head(
+                stream.request, None if window == self.options.window_bytes else window
+            )
+        except (TypeError, ValueError, OverflowError) as error:
+            self._budget.give(window)
+            raise EncodeError(f"the metadata of the call cannot be sent: {error}") from error
+        limit = min(self._hello.max_head, MAX_BODY - 1024)
+        if len(head) > limit:
+            self._budget.give(window)
+            raise TooLargeError(f"endpoint and metadata of {len(head)} bytes are over the limit of {limit}")
+        stream._reserved = stream._window = stream._in_credit = window
+        stream._give_at = window // 2
+        return head
+
+    def _reason_not_to_open(self) -> DynamoError:
         peer = self.options.peer
         if self.closed:
             return UnavailableError(
@@ -236,26 +242,15 @@ class Connection:
             )
         if self.draining:
             return DrainingError(f"{peer} is draining and takes no new calls")
-        if self._last_id >= MAX_STREAM_ID:
-            return UnavailableError(f"the connection to {peer} has no stream ids left; open another")
-        if self.open_streams >= self._hello.max_streams:
-            return OverloadedError(f"{peer} takes {self._hello.max_streams} calls at a time on a connection")
-        return None
-
-    def _opened(self, stream: Stream) -> None:
-        """Its OPEN is being queued: ids are given in that order."""
-        self._last_id += 1
-        stream.id = self._last_id
-        self._waiting.discard(stream)
-        self._streams[stream.id] = stream
+        return OverloadedError(f"{peer} takes {self._hello.max_streams} calls at a time on a connection")
 
     def _finished(self, stream: Stream) -> None:
         """Both its directions are over."""
-        self._waiting.discard(stream)
-        if self._streams.get(stream.id) is stream:
-            del self._streams[stream.id]
-        if not self._streams and not self._waiting and (hook := self.on_idle) is not None:
-            hook()
+        streams = self._streams
+        if streams.pop(stream.id, None) is None:
+            self._waiting.discard(stream)
+        if self.on_idle is not None and not streams and not self._waiting:
+            self.on_idle()
 
     def tick(self, now: float) -> float:
         """Keep-alive: call it once connected, and again at the time it returns (seconds of any steady clock).
@@ -407,7 +402,7 @@ class Connection:
             return
         if options.token and hello.nonce is None:
             raise AuthError(
-                "a token is asked for here, and none was offered; set DYN_AUTH_TOKEN to the same on both sides"
+                "a token is asked for here, and none was offered; set DYN_AUTH_TOKEN to the same on both"
             )
         opening.check_instance(
             (hello.expected_instance_id, hello.expected_incarnation),

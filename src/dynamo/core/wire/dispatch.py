@@ -49,7 +49,7 @@ from dynamo.core.wire.frames import (
     unpack_u64,
 )
 from dynamo.core.wire.receiving import StreamFailure
-from dynamo.core.wire.sending import too_large
+from dynamo.core.wire.sending import small_limit, too_large
 from dynamo.core.wire.stream import Stream
 
 if TYPE_CHECKING:
@@ -331,9 +331,8 @@ class Dispatch:
         request.end = bool(flags & F_END)
         stream = connection._stream_type(connection, request)
         stream.id = number
-        stream._credit = window
-        stream._set_half(window)
-        stream._small = stream._half
+        stream._credit = stream._window_out = window
+        stream._small = stream._half = small_limit(window, connection._max_send)
         stream._window = options.window_bytes
         stream._give_at = stream._window // 2
         stream._in_credit = max(stream._window, DEFAULT_WINDOW)

@@ -19,7 +19,7 @@ from dynamo.core.wire.frames import (
     VERSION,
     Malformed,
 )
-from dynamo.core.wire.packing import pack, text, unpack_map, whole
+from dynamo.core.wire.packing import pack, unpack_map, whole
 
 NONCE_BYTES = PROOF_BYTES = 32
 _MAX_INT = 2**31 - 1
@@ -197,9 +197,9 @@ def encode_head(request: Request, window: int | None) -> bytes:
 def decode_head(head: memoryview, default_window: int) -> tuple[Request, int]:
     """The request, without its item, and the window of its response. Raises Malformed."""
     fields = unpack_map(head)
-    endpoint, request_id = text(fields, 0, "endpoint"), text(fields, 1, "request_id")
-    if endpoint is None or request_id is None:
-        raise Malformed("OPEN without an endpoint or a request id")
+    endpoint, request_id = fields.get(0), fields.get(1)
+    if type(endpoint) is not str or type(request_id) is not str:
+        raise Malformed("OPEN without an endpoint or a request id, as strings")
     if len(fields) == 2:  # the usual call
         return Request(endpoint=endpoint, request_id=request_id), default_window
     timeout_us = whole(fields, 3, "timeout_us", 0, 2**53 - 1)

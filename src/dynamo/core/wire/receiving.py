@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from dynamo.core.errors import DynamoError, WireError
-from dynamo.core.ports.request_plane import Payload, Request
+from dynamo.core.ports.request_plane import Payload
 from dynamo.core.wire.frames import (
     F_END,
     F_MORE,
@@ -20,9 +19,6 @@ from dynamo.core.wire.frames import (
     unpack_u64,
 )
 from dynamo.core.wire.sending import Sending, too_large
-
-if TYPE_CHECKING:
-    from dynamo.core.wire.connection import Connection
 
 NEVER = sys.maxsize  # credit is not given back any more
 
@@ -85,24 +81,22 @@ class Receiving(Sending):
         "received",
     )
 
-    def __init__(self, connection: Connection, request: Request) -> None:
-        super().__init__(connection, request)
-        self.received = 0  # items taken
-        self.on_readable: Callable[[], None] | None = None
-        self._items: deque[Payload] = deque()
-        self._window = 0
-        self._in_credit = 0  # what the peer may still send
-        self._owed = 0  # credit of items taken that was not given back yet
-        self._give_at = 0
-        self._quick = True  # no item is incomplete and the input is open
-        self._assembly: Assembly | None = None
-        self._needed = 0  # excess of the announced item that was not granted yet
-        self._asked = False  # for it, from the budget
-        self._extra = 0  # granted
-        self._reserved = 0  # of the budget, for the window
-        self._in_done = False
-        self._answered = False
-        self._error: DynamoError | None = None
+    received: int  # items taken
+    on_readable: Callable[[], None] | None
+    _items: deque[Payload]
+    _window: int
+    _in_credit: int  # what the peer may still send
+    _owed: int  # credit of items taken that was not given back yet
+    _give_at: int
+    _quick: bool  # no item is incomplete and the input is open
+    _assembly: Assembly | None
+    _needed: int  # excess of the announced item that was not granted yet
+    _asked: bool  # for it, from the budget
+    _extra: int  # granted
+    _reserved: int  # of the budget, for the window
+    _in_done: bool
+    _answered: bool
+    _error: DynamoError | None
 
     def receive_nowait(self) -> Payload | None:
         """Take the next item and give its credit back; None if none is here.
@@ -214,7 +208,7 @@ class Receiving(Sending):
         self.request.payload = payload
         self.request.end = end
         if end:
-            self._end_input()
+            self._close_input()
         elif payload is not None:
             owed = self._owed + len(payload) + ITEM_COST
             if owed < self._give_at:
@@ -297,11 +291,15 @@ class Receiving(Sending):
         if self._connection._dialer:
             self._finish(None)
             return
+        self._close_input()
+        self._wake_reader()
+
+    def _close_input(self) -> None:
         self._in_done = True
         self._quick = False
         self._give_at = NEVER
-        self._release()
-        self._wake_reader()
+        if self._reserved or self._extra:
+            self._release()
 
     def _release(self) -> None:
         budget = self._connection._budget

@@ -26,12 +26,14 @@ from dynamo.core.wire.frames import (
     pack_u32,
     pack_u64,
 )
-from dynamo.core.wire.outbox import CONGESTED_BYTES, Buffer
+from dynamo.core.wire.outbox import CONGESTED_BYTES, Buffer, Outbox
 
 if TYPE_CHECKING:
     from dynamo.core.wire.connection import Connection
 
 ERROR_ENTRY = -1  # in place of flags: the entry's payload is the body of ERROR
+NONE_PENDING: deque[tuple[Payload | None, int, int]] = deque(maxlen=0)
+"""Of all streams that never had to wait: an empty deque takes 600 bytes."""
 
 
 class Sending:
@@ -66,27 +68,28 @@ class Sending:
         "stopped",
     )
 
-    def __init__(self, connection: Connection, request: Request) -> None:
-        self._connection = connection
-        self._out = connection._out
-        self.request = request
-        self.id = 0  # given when OPEN is queued
-        self.over = False  # both directions
-        self.stopped = False  # the caller asked to finish; on its own side: has asked
-        self.on_writable: Callable[[], None] | None = None
-        self._head: bytes | None = None  # of OPEN, until that is queued
-        self._open_at = -1  # Outbox.takes when OPEN was queued: while it is the same, OPEN was not handed out
-        self._open_index = 0  # in Outbox.frames
-        self._first = False  # dialer: the first of _pending belongs into OPEN; listener: it is not whole yet
-        self._credit = self._window_out = 0
-        self._half = 0  # what a small item may cost
-        self._small = -1
-        self._pending: deque[tuple[Payload | None, int, int]] = deque()  # payload, length, flags
-        self._view: memoryview | None = None  # of the item that is being sent in fragments
-        self._offset = 0
-        self._blocked = False  # by credit
-        self._busy = False  # in Outbox.busy
-        self._out_done = False  # the end is queued or sent
+    # Set by Stream, in one go: a call costs a few microseconds in all.
+    _connection: Connection
+    _out: Outbox
+    request: Request
+    id: int  # given when OPEN is queued
+    over: bool  # both directions
+    stopped: bool  # the caller asked to finish; on its own side: has asked
+    on_writable: Callable[[], None] | None
+    _head: bytes | None  # of OPEN, until that is queued
+    _open_at: int  # Outbox.takes when OPEN was queued: while it is the same, OPEN was not handed out
+    _open_index: int  # in Outbox.frames
+    _first: bool  # dialer: the first of _pending belongs into OPEN; listener: it is not whole yet
+    _credit: int
+    _window_out: int  # of the peer
+    _half: int  # what a small item may cost
+    _small: int
+    _pending: deque[tuple[Payload | None, int, int]]  # payload, length, flags
+    _view: memoryview | None  # of the item that is being sent in fragments
+    _offset: int
+    _blocked: bool  # by credit
+    _busy: bool  # in Outbox.busy
+    _out_done: bool  # the end is queued or sent
 
     @abstractmethod
     def _opened(self) -> None: ...
@@ -162,6 +165,8 @@ class Sending:
         return self._out_done
 
     def _queue(self, entry: tuple[Payload | None, int, int]) -> None:
+        if self._pending is NONE_PENDING:
+            self._pending = deque()
         self._pending.append(entry)
         self._small = -1
         if not self._busy and not self._blocked:
@@ -186,15 +191,11 @@ class Sending:
             self.on_writable = None
             hook()
 
-    def _set_half(self, window: int) -> None:
-        """What a small item may cost with this window of the peer."""
-        self._window_out = window
-        self._half = min(window // 2, MAX_BODY + ITEM_COST, self._connection._max_send + ITEM_COST)
-
     def _rewindow(self, window: int) -> None:
         """The listener's HELLO said which window the inputs have."""
         difference = window - self._window_out
-        self._set_half(window)
+        self._window_out = window
+        self._half = small_limit(window, self._connection._max_send)
         if self._small >= 0:
             self._small = self._half
         if difference:
@@ -238,40 +239,47 @@ class Sending:
                 hook()
         return size
 
+    def _put_open(self, frames: list[Buffer], head: bytes, payload: Payload | None, length: int) -> int:
+        """OPEN with its whole first item, or without one."""
+        self._opened()
+        flags = F_END if self.request.end else 0
+        size = 4 + len(head)
+        if payload is None:
+            frames.append(pack_header(size, OPEN, flags, 0, self.id) + pack_u32(size - 4) + head)
+        else:
+            flags |= F_ITEM if type(payload) is bytes else F_ITEM | F_RAW
+            self._credit -= length + ITEM_COST
+            size += length
+            frames.append(pack_header(size, OPEN, flags, 0, self.id) + pack_u32(len(head)) + head)
+            frames.append(payload)
+        if not flags & F_END and not self._pending and not self._out_done:
+            self._small = self._half
+        return size + 16
+
     def _emit_open(self, frames: list[Buffer]) -> int:
-        """OPEN, with the first item or a fragment of it."""
-        head = self._head
+        """OPEN that could not go when the call was opened, with the first item or a fragment of it."""
+        head, pending = self._head, self._pending
         assert head is not None
         self._head = None
-        self._opened()
-        prefix = pack_u32(len(head)) + head
         if not self._first:
-            flags = F_END if self.request.end else 0
-            frames.append(header(OPEN, flags, self.id, len(prefix)) + prefix)
-            if flags:
-                self._end_sent()
-            elif not self._pending:
-                self._small = self._half
-            return len(prefix) + 16 + self._emit_stop(frames)
+            return self._put_open(frames, head, None, 0) + self._emit_stop(frames)
         self._first = False
-        payload, length, flags = self._pending[0]
+        payload, length, flags = pending[0]
         assert payload is not None
-        if length + ITEM_COST <= self._half and len(prefix) + length <= MAX_BODY:
-            self._credit -= length + ITEM_COST
-            frames.append(header(OPEN, flags | F_ITEM, self.id, len(prefix) + length) + prefix)
-            frames.append(payload)
-            self._sent(flags)
-            if not self._pending and not self._out_done:
-                self._small = self._half
-            return len(prefix) + length + 16 + self._emit_stop(frames)
-        data = max(0, min(self._credit, MAX_BODY - len(prefix) - 8, length - 1))
+        if length + ITEM_COST <= self._half and len(head) + length <= MAX_BODY - 4:
+            pending.popleft()
+            return self._put_open(frames, head, payload, length) + self._emit_stop(frames)
+        self._opened()
+        data = max(0, min(self._credit, MAX_BODY - len(head) - 12, length - 1))
+        size = 12 + len(head) + data
         frames.append(
-            header(OPEN, flags & F_RAW | F_ITEM | F_MORE, self.id, len(prefix) + 8 + data)
-            + prefix
+            pack_header(size, OPEN, flags & F_RAW | F_ITEM | F_MORE, 0, self.id)
+            + pack_u32(len(head))
+            + head
             + pack_u64(length)
         )
         self._begin_fragments(frames, payload, data)
-        return len(prefix) + data + 24 + self._emit_stop(frames)
+        return size + 16 + self._emit_stop(frames)
 
     def _emit_stop(self, frames: list[Buffer]) -> int:
         """STOP, if it was asked for before OPEN could go."""
@@ -326,6 +334,11 @@ class Sending:
         if (hook := self.on_writable) is not None:
             self.on_writable = None
             hook()
+
+
+def small_limit(window: int, max_message: int) -> int:
+    """What an item may cost and still go in one frame, whole or not at all."""
+    return min(window // 2, MAX_BODY + ITEM_COST, max_message + ITEM_COST)
 
 
 def too_large(size: int, limit: int) -> TooLargeError:

@@ -6,6 +6,7 @@ that to the ``Connection``; everything here is synchronous.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from dynamo.core.wire.faults import encode_error
 from dynamo.core.wire.frames import ERROR, F_ITEM, KILL, STOP, header, map_frame
 from dynamo.core.wire.outbox import CONGESTED_BYTES
 from dynamo.core.wire.receiving import NEVER, Receiving
-from dynamo.core.wire.sending import ERROR_ENTRY
+from dynamo.core.wire.sending import ERROR_ENTRY, NONE_PENDING
 
 if TYPE_CHECKING:
     from dynamo.core.wire.connection import Connection
@@ -35,10 +36,24 @@ class Stream(Receiving):
     __slots__ = ("killed", "on_cancel", "on_over")
 
     def __init__(self, connection: Connection, request: Request) -> None:
-        super().__init__(connection, request)
-        self.killed = False  # the caller left, or the link broke
+        self._connection = connection
+        self._out = connection._out
+        self.request = request
+        self.over = self.stopped = self.killed = False
+        self.id = self.received = 0
+        self.on_readable = self.on_writable = None
         self.on_cancel: Callable[[bool], None] | None = None
         self.on_over: Callable[[], None] | None = None
+        self._head = self._view = self._assembly = self._error = None
+        self._open_at = self._small = -1
+        self._open_index = self._offset = self._credit = self._window_out = self._half = 0
+        self._first = self._blocked = self._busy = self._out_done = False
+        self._pending = NONE_PENDING
+        self._items = deque()
+        self._window = self._in_credit = self._owed = self._give_at = 0
+        self._needed = self._extra = self._reserved = 0
+        self._quick = True
+        self._asked = self._in_done = self._answered = False
 
     # The caller's side.
 
@@ -106,24 +121,30 @@ class Stream(Receiving):
     # The beginning and the end.
 
     def _opened(self) -> None:
-        self._connection._opened(self)
+        """OPEN is being queued: ids are given in that order."""
+        connection = self._connection
+        self.id = connection._last_id = connection._last_id + 1
+        connection._waiting.discard(self)
+        connection._streams[self.id] = self
 
     def _finish(self, error: DynamoError | None) -> None:
         """Both directions are over. Items that arrived can still be taken; a clean end stays one."""
         if self.over:
             return
-        self.over = True
+        self.over = self._out_done = True
         if not self._in_done:
             self._in_done = True
             self._error = error
-        self._out_done = True
         self._small = -1
         self._quick = False
         self._give_at = NEVER
-        self._pending.clear()
+        if self._pending:
+            self._pending.clear()
         self._view = self._assembly = self._head = None
-        self._forget()
-        self._release()
+        if self._needed:
+            self._forget()
+        if self._reserved or self._extra:
+            self._release()
         self._connection._finished(self)
         self._wake_reader()
         self._wake_writer()
