@@ -359,6 +359,7 @@ def test_a_signal_drains_and_the_program_ends_well(number: signal.Signals) -> No
     with start(STREAMING_WORKER) as process:
         heard(process, "streaming")
         process.send_signal(number)
+        process.send_signal(number)  # its echo, from a wrapper that passes on what the group got already
         output, errors = process.communicate(timeout=20)
     assert output.splitlines() == ["[0, 1, 2, 3, 4]", "[]", "cleaned up", "5"], errors
     assert process.returncode == 0
@@ -474,6 +475,22 @@ def test_a_forked_child_dies_of_a_signal_as_any_process_does() -> None:
     with start(program) as process:
         output, errors = process.communicate(timeout=20)
     assert (output.split(), process.returncode, errors) == (["-15"], 0, "")
+
+
+def test_a_signal_after_the_loop_has_ended_ends_the_process() -> None:
+    program = """
+    async def main():
+        runtime = DistributedRuntime(handle_signals=True)
+        await runtime.endpoint("a.b.c").client()
+
+    asyncio.run(main())
+    say("the loop ended without a shutdown")
+    time.sleep(30)
+    """
+    with start(program) as process:
+        heard(process, "the loop ended without a shutdown")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == -signal.SIGTERM
 
 
 def test_importing_the_public_face_is_quick_and_loads_no_adapters_dependency() -> None:
