@@ -100,11 +100,13 @@ class FileLease(Lease):
             self._tree.keeper.release(self.own)
             self._tree.sweep_soon()
 
+        if self._tree.forked:
+            return  # the parent keeps it
         with anyio.move_on_after(ANSWER_S, shield=True):
             try:
                 await self._tree.run(release, "end a lease")
             except DynamoError:
-                pass  # it is in the thread's queue; or we are a forked child, whose parent keeps it
+                pass  # it stays in the thread's queue
 
 
 class FileDiscovery(Discovery):

@@ -80,13 +80,18 @@ class Tree:
 
     # From any thread
 
+    @property
+    def forked(self) -> bool:
+        """We are a child of the process that the thread runs in."""
+        return self._pid != os.getpid()
+
     async def run(self, job: Callable[[], T], doing: str) -> T:
         """The job's result; it is bounded by ``ANSWER_S``, and done later if it cannot be cancelled any more.
 
         Raises what the job raises, UnavailableError if the disk does not answer, ClosedError in a forked
         child.
         """
-        if self._pid != os.getpid():
+        if self.forked:
             raise ClosedError(f"cannot {doing} in a forked child; open a runtime of its own there")
         result: Future[T] = Future()
 
@@ -137,7 +142,7 @@ class Tree:
 
     async def stop(self) -> None:
         """End the thread once what was submitted is done; bounded."""
-        if self._pid == os.getpid():
+        if not self.forked:
             self._jobs.put(None)
             await asyncio.wait({asyncio.wrap_future(self._ended)}, timeout=ANSWER_S)
 
