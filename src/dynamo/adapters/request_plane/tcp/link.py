@@ -52,16 +52,22 @@ class _Wake:
 class Link(asyncio.BufferedProtocol):
     """Drives one ``Connection`` and owns its transport; writes once per loop tick.
 
-    ``on_closed`` is called once, when nothing of it is left.
+    ``on_closed`` is called once, when nothing of it is left. ``silent_hint`` is for the message where the
+    peer closes before it said anything.
     """
 
     def __init__(
-        self, connection: Connection, peer: str, on_closed: Callable[[Link], None] | None = None
+        self,
+        connection: Connection,
+        peer: str,
+        on_closed: Callable[[Link], None] | None = None,
+        silent_hint: str = "",
     ) -> None:
         self.connection = connection
         self.peer = peer  # for messages
         self.on_closed = on_closed
         self.closed = False
+        self._silent_hint = silent_hint
         self._buffer = connection.get_buffer
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -100,6 +106,9 @@ class Link(asyncio.BufferedProtocol):
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._silent_hint and not self.connection.greeted:
+            silent = EOFError(self._silent_hint + (f" ({exc})" if exc else ""))
+            silent.__cause__, exc = exc, silent
         self._finish(exc)
 
     def fail(self, error: DynamoError) -> None:
@@ -158,7 +167,11 @@ class Link(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         if transport.can_write_eof():
-            transport.write_eof()
+            try:
+                transport.write_eof()
+            except OSError:  # reset by the peer, and the loop has not told us yet
+                transport.abort()
+                return
         else:
             transport.close()  # TLS says goodbye by itself
         self._timer = self._loop.call_later(LINGER_S, transport.abort)

@@ -32,6 +32,9 @@ from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.opening import Options
 from dynamo.core.wire.stream import Stream
 
+_X509_WRONG_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH of OpenSSL
+_X509_WRONG_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED
+
 
 class TcpRequestPlane(RequestPlane):
     """One connection per address and expected instance, shared by all calls to it."""
@@ -156,7 +159,7 @@ class TcpRequestPlane(RequestPlane):
             if self._links.get(key) is link:
                 del self._links[key]
 
-        link = Link(connection, address, closed)
+        link = Link(connection, address, closed, _silent_hint(target))
         connection.on_idle = lambda: self._idle(link)
         if keep:
             self._links[key] = link
@@ -186,18 +189,14 @@ class TcpRequestPlane(RequestPlane):
                 )
             )
         except ssl.SSLCertVerificationError as error:
-            link.fail(
-                _because(
-                    AuthError(
-                        f"{address} has no certificate that we trust: {error.verify_message}; set "
-                        f"{self._settings.source('tls_ca_cert_path')} to its authority"
-                    ),
-                    error,
-                )
-            )
+            problem = f"{address} has no certificate that we trust: {error.verify_message.rstrip('.')}"
+            link.fail(_because(AuthError(f"{problem}; {self._way_out(error)}"), error))
         except (ssl.SSLError, ConnectionResetError, EOFError) as error:
-            hint = " (is it a plain tcp:// port?)" if isinstance(target, HostPort) and target.tls else ""
-            link.fail(_because(UnavailableError(f"cannot connect to {address}: {error}{hint}"), error))
+            hint = ""
+            if isinstance(target, HostPort) and target.tls:
+                hint = "; is it a plain tcp:// port, without DYN_TCP_TLS_CERT_PATH?"
+            reason = str(error) or "it closed the connection during the handshake"
+            link.fail(_because(UnavailableError(f"cannot connect to {address}: {reason}{hint}"), error))
         except OSError as error:
             reason = (
                 os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
@@ -208,6 +207,13 @@ class TcpRequestPlane(RequestPlane):
         except asyncio.CancelledError:
             link.abort()
             raise
+
+    def _way_out(self, error: ssl.SSLCertVerificationError) -> str:
+        if error.verify_code in _X509_WRONG_NAME:
+            return f"set {self._settings.source('tls_server_name')} to a name that is in it"
+        if error.verify_code in _X509_WRONG_TIME:
+            return "renew it, or set this host's clock"
+        return f"set {self._settings.source('tls_ca_cert_path')} to its authority"
 
     async def _open_transport(self, link: Link, target: HostPort | UnixPath) -> None:
         if isinstance(target, UnixPath):
@@ -227,6 +233,21 @@ class TcpRequestPlane(RequestPlane):
             )
         else:
             await self._loop.create_connection(lambda: link, target.host, target.port)
+
+
+def _silent_hint(target: HostPort | UnixPath) -> str:
+    """What it may mean that a connection was closed before a word came from the other side."""
+    if isinstance(target, UnixPath):
+        return "it closed the connection before it said anything"
+    if target.tls:
+        return (
+            "it closed the connection after the TLS handshake, before it said anything; if it demands client "
+            "certificates, set DYN_TCP_TLS_CLIENT_CERT_PATH and DYN_TCP_TLS_CLIENT_KEY_PATH to one it trusts"
+        )
+    return (
+        "it closed the connection before it said anything; if it listens with TLS (DYN_TCP_TLS_CERT_PATH), "
+        "its address is tcps://"
+    )
 
 
 def _because(error: DynamoError, cause: BaseException) -> DynamoError:
