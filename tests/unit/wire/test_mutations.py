@@ -197,7 +197,7 @@ class Victim:
     def check(self, fed: int) -> None:
         connection = self.connection
         held = sum(len(item) for stream in self.streams for item in stream._items)
-        held += sum(len(stream._assembly.buffer) for stream in self.streams if stream._assembly)
+        held += sum(stream._assembly.size for stream in self.streams if stream._assembly)
         assert held <= len(self.streams) * (2 * MAX_MESSAGE + 262_144)
         assert held <= 2 * fed + MAX_MESSAGE * len(self.streams)
         if connection.closed:

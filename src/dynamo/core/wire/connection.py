@@ -143,7 +143,7 @@ class Connection:
     # Bytes.
 
     def get_buffer(self, hint: int = -1) -> memoryview:
-        """Where to put received bytes; never empty."""
+        """Where to put received bytes; never empty. Not to be kept once ``buffer_updated`` returned."""
         return self._reader.get_buffer()
 
     def buffer_updated(self, count: int) -> None:
