@@ -240,6 +240,7 @@ async def patiently(opening: Awaitable[T], *, timeout_s: float, bound: str, wait
     ``bound`` names the variable that sets the time, ``wait`` tells how things stand.
     """
     opened = asyncio.ensure_future(opening)
+    opened.add_done_callback(_retrieve)
     try:
         if not await ended(opened, min(NOTICE_S, timeout_s)) and timeout_s > NOTICE_S:
             now = wait()

@@ -32,8 +32,8 @@ def scheme_of(url: str) -> str:
     return url.partition("://")[0]
 
 
-def shown(url: str) -> str:
-    """The URL without a password in it."""
+def without_password(url: str) -> str:
+    """The URL as a message may show it."""
     parts = urlsplit(url)
     if "@" not in parts.netloc:
         return url
@@ -74,7 +74,7 @@ class Adapters:
         if held is None or held.failed:
             url = self.settings.discovery_backend
             held = self._discovery = self._hold(
-                f"discovery {shown(url)}", lambda: registry.discovery.open(url, self.settings)
+                f"discovery {without_password(url)}", lambda: registry.discovery.open(url, self.settings)
             )
         return await held.get()
 
@@ -93,7 +93,7 @@ class Adapters:
             url = self.settings.request_plane if scheme == self._serving_scheme else scheme
             registry.request_plane.factory(scheme)
             held = self._planes[scheme] = self._hold(
-                f"request plane {shown(url)}", lambda: self._open_plane(url)
+                f"request plane {without_password(url)}", lambda: self._open_plane(url)
             )
         return await held.get()
 
@@ -139,10 +139,10 @@ class Adapters:
         def wait() -> Wait:
             plane = self._planes.get(self._serving_scheme)
             if plane is not None and plane.value is None:  # discovery comes first, so that is open
-                variable, url = settings.source("request_plane"), shown(settings.request_plane)
+                variable, url = settings.source("request_plane"), without_password(settings.request_plane)
                 way_out = f"start it, or set {variable}=tcp, which needs no server"
                 return Wait(what=f"{url} ({variable})", trouble=plane.trouble, way_out=way_out)
-            variable, url = settings.source("discovery_backend"), shown(settings.discovery_backend)
+            variable, url = settings.source("discovery_backend"), without_password(settings.discovery_backend)
             way_out = f"start it, or set {variable} to one that needs no server: {SERVERLESS}"
             return Wait(
                 what=f"discovery {url} ({variable})", trouble=self.trouble or trouble(), way_out=way_out

@@ -164,7 +164,7 @@ class Registrations:
         finally:
             for task in (lost, following):
                 task.cancel()
-            await asyncio.wait((lost, following))
+            await asyncio.wait((lost, following), timeout=1.0)
 
     async def _follow(self, lease: Lease) -> None:
         delays = backoff()
