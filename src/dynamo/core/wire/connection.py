@@ -397,6 +397,7 @@ class Connection:
         options, self._hello, self._hello_read = self.options, hello, True
         opening.check_version(hello)
         self._max_send = min(options.max_message_bytes, hello.max_message)
+        self._half = small_limit(hello.window, self._max_send)
         if self._dialer:
             self._greet_listener(hello)
             return
