@@ -93,6 +93,19 @@ def runtime_on(backend: Backend, **options: Any) -> DistributedRuntime:
     return make_runtime(**{"discovery": backend.scheme, "request_plane": "mem", **options})  # type: ignore[attr-defined]
 
 
+async def test_health_tells_of_a_client_that_routes_on_the_last_known_state() -> None:
+    async with make_runtime() as runtime:
+        async with runtime.endpoint(PATH).serve(echo):
+            client = await runtime.endpoint(PATH).client()
+            await bounded(client.wait_for_instances())
+            store(runtime).outage(True)
+            await until(lambda: runtime.health().status is Status.STALE)
+            assert "last known" in runtime.health().detail
+            assert await bounded(client.call("served all the same")) == "served all the same"
+            store(runtime).outage(False)
+            await until(lambda: runtime.health().status is Status.UP)
+
+
 # Losing the lease.
 
 

@@ -138,7 +138,11 @@ class DistributedRuntime:
             return Health(status=Status.DOWN, detail="not opened yet")
         if not self._ready:
             return Health(status=Status.DOWN, detail="set_health_status(False)")
-        return self._hosting.health()
+        health = self._hosting.health()
+        if health.status is Status.UP and self._memberships is not None and self._memberships.stale:
+            detail = f"routing on the last known instances: {self._memberships.stale}"
+            return Health(status=Status.STALE, detail=detail)
+        return health
 
     async def __aenter__(self) -> DistributedRuntime:
         self._enter()

@@ -91,7 +91,7 @@ class Hosting:
     def health(self) -> Health:
         """UP while everything served is registered, or nothing is served."""
         trouble, status = self.trouble, Status.STALE
-        if self.served and self.present is None:
+        if self.present is None and (self.served or trouble is not None):
             return Health(status=Status.DOWN, detail=f"starting: {trouble or 'not registered yet'}")
         if trouble is not None:
             if not isinstance(trouble, (UnavailableError, LeaseLostError)):  # another owner of our name

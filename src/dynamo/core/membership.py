@@ -238,6 +238,11 @@ class Memberships:
             self._known[endpoint_id] = membership
         return membership
 
+    @property
+    def stale(self) -> str | None:
+        """Why one of them is on its last known state; None where all are up to date."""
+        return next((known.stale for known in self._known.values() if known.stale is not None), None)
+
     async def aclose(self) -> None:
         """End all watches."""
         for membership in list(self._known.values()):
