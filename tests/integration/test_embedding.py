@@ -297,6 +297,11 @@ from dynamo.runtime import DistributedRuntime, dynamo_worker, Context
 
 def say(text):
     print(text, flush=True)
+
+run = asyncio.run
+if os.environ.get("DYNAMO_TEST_LOOP") == "uvloop":
+    import uvloop
+    run = uvloop.run
 """
 
 
@@ -349,7 +354,7 @@ async def worker(runtime):
     say("cleaned up")
     return 5
 
-result = asyncio.run(worker())
+result = run(worker())
 say(result)
 """
 
@@ -381,7 +386,7 @@ def test_a_second_signal_exits_at_once_even_from_a_blocked_loop(blocking: str) -
         calling = asyncio.create_task(client.call(1))
         await endpoint.serve_endpoint(generate)
 
-    asyncio.run(worker())
+    run(worker())
     """
     with start(program) as process:
         heard(process, "running")
@@ -405,7 +410,7 @@ def test_ctrl_c_ends_a_program_that_serves_nothing() -> None:
         finally:
             say("cleaned up")
 
-    say(asyncio.run(caller()))
+    say(run(caller()))
     """
     with start(program) as process:
         heard(process, "waiting")
@@ -427,7 +432,7 @@ def test_a_worker_that_does_not_return_after_its_drain_is_cancelled() -> None:
             say("serving")
             await asyncio.Event().wait()
 
-    say(asyncio.run(worker()))
+    say(run(worker()))
     """
     with start(program) as process:
         heard(process, "serving")
@@ -446,7 +451,7 @@ def test_a_runtime_that_was_asked_to_handles_signals_itself() -> None:
             await runtime.endpoint("a.b.c").serve_endpoint(echo)
         say("ended")
 
-    asyncio.run(main())
+    run(main())
     """
     with start(program) as process:
         heard(process, "serving")
@@ -470,7 +475,7 @@ def test_a_forked_child_dies_of_a_signal_as_any_process_does() -> None:
             os.kill(pid, signal.SIGTERM)
             say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
-    asyncio.run(main())
+    run(main())
     """
     with start(program) as process:
         output, errors = process.communicate(timeout=20)
@@ -483,7 +488,7 @@ def test_a_signal_after_the_loop_has_ended_ends_the_process() -> None:
         runtime = DistributedRuntime(handle_signals=True)
         await runtime.endpoint("a.b.c").client()
 
-    asyncio.run(main())
+    run(main())
     say("the loop ended without a shutdown")
     time.sleep(30)
     """

@@ -21,7 +21,9 @@ FAREWELL_S = 5.0  # for the function's own cleanup, once a signal has drained it
 
 def dynamo_worker(
     enable_nats: bool | None = None, **options: Any
-) -> Callable[[Callable[Concatenate[DistributedRuntime, P], Awaitable[T]]], Callable[P, Coroutine[Any, Any, T | None]]]:
+) -> Callable[
+    [Callable[Concatenate[DistributedRuntime, P], Awaitable[T]]], Callable[P, Coroutine[Any, Any, T | None]]
+]:
     """Give the decorated coroutine function a runtime from the environment, before its own arguments.
 
     The runtime handles SIGINT and SIGTERM while the function runs, and is shut down when it returns;
