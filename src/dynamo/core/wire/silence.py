@@ -8,7 +8,7 @@ import enum
 class Act(enum.Enum):
     NOTHING = 0
     PING = 1
-    STALL = 2  # silent for K: no new calls
+    STALL = 2  # silent for K: no new calls, and PING
     BREAK = 3  # silent for 3 K
 
 
@@ -35,6 +35,7 @@ class Silence:
             return Act.BREAK
         if now - since >= self._keepalive_s and not self.stalled:
             self.stalled = True
+            self._ping_at = now + self._keepalive_s / 2
             return Act.STALL
         if now >= self._ping_at:
             self._ping_at = now + self._keepalive_s / 2
