@@ -78,11 +78,8 @@ class Answer:
         call, handler = self._call, self._served.handler
         items: AsyncIterator[Any] | None = None
         try:
-            request = (
-                await self._read()
-                if handler.duplex or call.request.payload is None
-                else decode(call.request.payload)
-            )
+            payload = call.request.payload
+            request = await self._read() if payload is None or handler.duplex else decode(payload)
             if handler.takes_sender:
                 await self._push(request)
                 return
@@ -107,9 +104,9 @@ class Answer:
             else:
                 if hasattr(produced, "__await__"):
                     produced = await produced
-                payload = encode(produced)
+                item = encode(produced)
                 self._note_first()
-                call.send(payload, end=True)
+                call.send(item, end=True)
         except GeneratorExit:  # the loop is gone, and nothing can be awaited or told
             items = None
             raise
@@ -220,16 +217,21 @@ class Answer:
 
     def _failed(self, error: BaseException) -> bool:
         """Tell the caller; True if the task must raise it too, being meant for more than this call."""
-        external = isinstance(error, asyncio.CancelledError) and not self.over and _cancelling()
-        if not self.over:
-            self._error = type(error).__name__
-            told = StreamBrokenError("the worker's task was cancelled") if external else as_remote(error)
-            self._call.fail(told)
-            if isinstance(error, Exception) and not isinstance(error, DynamoError):
-                logger.error("the handler of %s failed", self._served, exc_info=error)
-        elif isinstance(error, Exception):
-            logger.warning("the handler of %s failed after it was cancelled", self._served, exc_info=error)
-        return external or not isinstance(error, (Exception, asyncio.CancelledError))
+        unexpected = isinstance(error, Exception) and not isinstance(error, DynamoError)
+        if self.over:
+            if unexpected:
+                logger.warning(
+                    "the handler of %s failed after it was cancelled", self._served, exc_info=error
+                )
+            return not isinstance(error, (Exception, asyncio.CancelledError))
+        self._error = type(error).__name__
+        if isinstance(error, asyncio.CancelledError) and _cancelling():  # not by us: the loop ends
+            self._call.fail(StreamBrokenError(f"the worker's task for {self._served} was cancelled"))
+            return True
+        self._call.fail(as_remote(error))
+        if unexpected:
+            logger.error("the handler of %s failed", self._served, exc_info=error)
+        return not isinstance(error, (Exception, asyncio.CancelledError))
 
     async def _close(self, items: AsyncIterator[Any]) -> None:
         """Let a suspended generator run its cleanup now, not when it is collected."""
