@@ -46,8 +46,12 @@ def _load_chain(context: ssl.SSLContext, settings: Settings, cert: str, key: str
     shown = f"{settings.source(cert)}={cert_path!r}" + (
         f", {settings.source(key)}={key_path!r}" if key_path else ""
     )
+
+    def passphrase() -> str:  # OpenSSL would ask at the terminal, and wait
+        raise ConfigError(f"{shown}: the key is encrypted; give one without a passphrase")
+
     try:
-        context.load_cert_chain(cert_path, key_path)
+        context.load_cert_chain(cert_path, key_path, passphrase)
     except FileNotFoundError as error:
         raise ConfigError(f"{shown}: no such file") from error
     except (OSError, ssl.SSLError) as error:
