@@ -103,8 +103,8 @@ class Endpoint:
     ) -> None:
         """Serve until the runtime shuts down; cancelling withdraws the endpoint.
 
-        ``options`` and errors are those of ``serve``; ``metrics_labels`` are its labels. ``health_check_payload``
-        is taken because Dynamo's programs pass it; nothing probes with it here.
+        ``options`` and errors are those of ``serve``; ``metrics_labels`` are its labels.
+        ``health_check_payload`` is taken because Dynamo's programs pass it; nothing probes with it here.
         """
         begun = self._runtime._begun
         if begun.is_set():
