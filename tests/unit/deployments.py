@@ -63,12 +63,17 @@ async def until(condition: Callable[[], object], bound_s: float = BOUND_S) -> No
             await asyncio.sleep(0.001)
 
 
-async def one_attempt(client: Client, request: Any, *, endpoint: str = PATH, **options: Any) -> OutgoingCall:
-    """A bare call to the client's one instance, past its retries; returns at its first item or its end."""
+def start_call(client: Client, request: Any, *, endpoint: str = PATH, **options: Any) -> OutgoingCall:
+    """A bare call to the client's one instance, past its retries."""
     (instance,) = client._membership.instances()
     plane = client._out._dial(instance.addresses[0])
     assert plane is not None
     opening = Request(endpoint=endpoint, request_id="bare", payload=encode(request), **options)
-    call = plane.call(instance.addresses[0], opening, instance_id=instance.instance_id)
+    return plane.call(instance.addresses[0], opening, instance_id=instance.instance_id)
+
+
+async def one_attempt(client: Client, request: Any, **options: Any) -> OutgoingCall:
+    """A bare call that has come to its first item or its end."""
+    call = start_call(client, request, **options)
     await bounded(call.wait())
     return call

@@ -16,7 +16,7 @@ from dynamo.core import registry
 from dynamo.core.config import Settings
 from dynamo.core.opening import Adapters, without_password
 from dynamo.core.ports.request_plane import OutgoingCall, Request, RequestPlane
-from dynamo.runtime import ConfigError, DeadlineError, UnavailableError
+from dynamo.runtime import CallCancelledError, ConfigError, DeadlineError, Status, UnavailableError
 from unit.deployments import PATH, bounded, fresh, make_runtime, until
 
 pytestmark = pytest.mark.anyio
@@ -133,6 +133,36 @@ async def test_a_request_plane_that_is_away_is_waited_for_in_its_own_words(slow:
             await bounded(runtime.endpoint(PATH).serve_endpoint(echo))
     assert "no broker at slow://nowhere, after 0.1 s" in str(raised.value)
     assert "request_plane=tcp, which needs no server" in str(raised.value)
+
+
+async def test_a_probe_by_an_adapter_that_still_opens_waits_for_it(slow: Slow) -> None:
+    async with make_runtime() as runtime:
+        await runtime.endpoint(PATH).client()
+        plane = runtime._adapters.dial(f"{slow.scheme}://nobody")
+        assert plane is not None
+        probing = asyncio.ensure_future(plane.check(f"{slow.scheme}://nobody"))
+        await until(lambda: slow.opening)
+        assert not probing.done()
+        slow.gate.set()
+        assert (await bounded(probing)).status is Status.DOWN
+
+        other = runtime._adapters.dial(f"{slow.scheme}://nobody")
+        assert other is not None
+        assert other.capability.schemes == (slow.scheme,)
+
+
+async def test_a_late_call_sends_nothing_and_can_be_left(slow: Slow) -> None:
+    async with make_runtime() as runtime:
+        await runtime.endpoint(PATH).client()
+        plane = runtime._adapters.dial(f"{slow.scheme}://nobody")
+        assert plane is not None
+        call = plane.call(f"{slow.scheme}://nobody", Request(endpoint=PATH, request_id="r"))
+        assert not call.send(b"\xc0")
+        assert (call.ended, call.answered, call.received, call.receive_nowait()) == (False, False, 0, None)
+        call.kill()
+        await bounded(call.wait())
+        assert isinstance(call.error, CallCancelledError)
+        slow.gate.set()
 
 
 async def test_an_address_that_nothing_dials_is_none() -> None:

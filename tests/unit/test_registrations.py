@@ -329,6 +329,17 @@ async def test_a_declared_address_that_was_taken_meanwhile_is_asked_for_again(ba
         registry.discovery.unregister(other.scheme)  # type: ignore[attr-defined]
 
 
+async def test_a_process_for_which_no_declared_address_is_free_gives_up(backend: Backend) -> None:
+    taken = fresh()
+    async with make_runtime() as neighbour:
+        plane = await neighbour._adapters.serving_plane()
+        async with plane.serve(lambda call: None, instance_id=1, incarnation=1, address=taken):
+            backend.identities = [Identity(instance_id=2, address=taken)]
+            async with runtime_on(backend) as runtime:
+                with pytest.raises(ConflictError, match="declared addresses was taken"):
+                    await bounded(runtime.endpoint(PATH).serve_endpoint(echo))
+
+
 async def test_a_backend_with_no_place_for_us_says_so(backend: Backend) -> None:
     backend.identities = [ConfigError("no declared address of this host is free (DYN_STATIC_INSTANCES)")]
     async with runtime_on(backend) as runtime:

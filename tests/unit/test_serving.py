@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dynamo.core.codec import decode
 from dynamo.core.ports.telemetry import Side
 from dynamo.runtime import (
     Client,
@@ -15,6 +16,7 @@ from dynamo.runtime import (
     ConflictError,
     Context,
     DeadlineError,
+    DrainingError,
     DynamoError,
     EndpointId,
     OverloadedError,
@@ -23,7 +25,7 @@ from dynamo.runtime import (
     StreamBrokenError,
     UnknownEndpointError,
 )
-from unit.deployments import PATH, bounded, make_runtime, one_attempt, serving, store, until
+from unit.deployments import PATH, bounded, make_runtime, one_attempt, serving, start_call, store, until
 
 pytestmark = pytest.mark.anyio
 
@@ -159,7 +161,94 @@ async def test_an_unknown_endpoint_is_refused_by_name_with_what_there_is() -> No
     assert "demo.backend.generate" in str(error)
 
 
+async def test_a_call_that_is_killed_before_its_handler_runs_gives_its_place_back() -> None:
+    gate = Gate()
+    async with make_runtime() as runtime, runtime.endpoint(PATH).serve(gate, max_inflight=1, queue=0):
+        client = await runtime.endpoint(PATH).client()
+        await bounded(client.wait_for_instances())
+        for _ in range(3):
+            call = start_call(client, "killed")
+            call.kill()  # travels together with the request, and arrives before the handler's first step
+            await asyncio.sleep(0.005)
+            assert runtime._hosting.served[PATH].calls == 0
+        gate.open.set()
+        assert await bounded(client.call("next")) == "next"
+    assert gate.entered == ["next"]
+
+
+async def test_a_stop_that_comes_with_the_request_is_seen_from_the_start() -> None:
+    async def handler(request: Any, context: Context) -> Any:
+        return [context.is_stopped(), context.is_killed()]
+
+    async with serving(handler) as client:
+        call = start_call(client, 1)
+        call.stop()
+        await bounded(call.wait())
+        payload = call.receive_nowait()
+        assert payload is not None
+        assert decode(payload) == [True, False]
+
+
+async def test_a_call_that_arrives_past_its_deadline_never_starts() -> None:
+    gate = Gate()
+    async with serving(gate) as client:
+        assert isinstance(await refusal(client, 1, timeout_s=0.0), DeadlineError)
+    assert gate.entered == []
+
+
+async def test_a_handlers_task_that_somebody_else_cancels_breaks_its_stream() -> None:
+    tasks: list[asyncio.Task[Any] | None] = []
+
+    async def handler(request: Any) -> None:
+        tasks.append(asyncio.current_task())
+        await asyncio.Event().wait()
+
+    async with serving(handler) as client:
+        call = start_call(client, 1)
+        await until(lambda: tasks)
+        assert tasks[0] is not None
+        tasks[0].cancel()  # as asyncio.run() does at its end
+        await bounded(call.wait())
+        assert isinstance(call.error, StreamBrokenError)
+        assert tasks[0].cancelled()
+
+
+async def test_a_generator_whose_cleanup_fails_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        try:
+            yield object()
+        finally:
+            raise RuntimeError("the cleanup failed")
+
+    async with serving(handler) as client:
+        assert "cannot send" in str(await refusal(client, 1))
+        await until(lambda: "the cleanup failed" in caplog.text)
+
+
 # Leaving.
+
+
+async def test_what_comes_while_the_last_calls_finish_is_refused_as_draining() -> None:
+    gate = Gate()
+    async with make_runtime() as runtime:
+        client = await runtime.endpoint(PATH).client()
+
+        async def serve_a_while() -> None:
+            async with runtime.endpoint(PATH).serve(gate):
+                await bounded(client.wait_for_instances())
+                calling.append(attempt(client, "running"))
+                await until(lambda: gate.entered)
+
+        calling: list[asyncio.Task[Any]] = []
+        leaving = asyncio.ensure_future(serve_a_while())
+        await until(lambda: PATH in runtime._hosting.served and runtime._hosting.served[PATH].leaving)
+        await until(lambda: runtime._hosting.served[PATH]._refusal)
+        error = await refusal(client, "late")
+        assert isinstance(error, DrainingError)
+        assert error.retry is Retry.SAFE
+        gate.open.set()
+        assert await bounded(calling[0]) == "running"
+        await bounded(leaving)
 
 
 async def test_leaving_the_block_lets_what_runs_finish_and_refuses_what_waits() -> None:
