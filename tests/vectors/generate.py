@@ -250,6 +250,12 @@ SETUPS: dict[str, dict[str, Any]] = {
         "limits": {"max_message": 1000, "max_head": 200, "max_streams": 1},
         "about": "as L:open, at a listener whose HELLO has these limits",
     },
+    "L:short items": {
+        "receiver": "listener",
+        "hex": MAGIC + DIALER_HELLO,
+        "limits": {"max_message": 1000},
+        "about": "as L:hello, at a listener that takes items of 1,000 bytes at most",
+    },
     "D:nothing": {"receiver": "dialer", "hex": b"", "about": "the dialer sent magic and HELLO"},
     "D:magic": {"receiver": "dialer", "hex": MAGIC, "about": "the listener's magic received"},
     "D:early open": {
@@ -350,6 +356,12 @@ def all_frames() -> None:
         closes(setup, "a type to be skipped before HELLO", frame(0x40))
         closes(setup, "zero type", bytes(16))
     closes("D:magic", "ITEM before HELLO", frame(ITEM, 1, FIRST))
+    closes(
+        "D:magic",
+        "ERROR on a stream before HELLO, that could be read as a HELLO",
+        frame(ERROR, 1, pack({0: 1, 1: 1})),
+    )
+    closes("L:magic", "ERROR on stream 0 before HELLO", frame(ERROR, 0, error_body("WIRE")))
 
     # HELLO
     case("L:magic", "the shortest HELLO", hello(), "accepted")
@@ -465,6 +477,7 @@ def all_frames() -> None:
     closes("L:token", "PING before AUTH", frame(PING, 0, b"12345678"), "AUTH", NEVER)
     closes("L:token", "a type to be skipped before AUTH", frame(0x40), "AUTH", NEVER)
     closes("L:token", "a second HELLO before AUTH", hello(nonce=DIALER_NONCE))
+    closes("L:token", "a long OPEN before AUTH", open_frame(1, bytes(9000), F_RAW), "AUTH", NEVER)
     closes("L:token", "a framing violation before AUTH", frame(0x80))
     closes("L:token", "ERROR on a stream before AUTH", frame(ERROR, 1, error_body("WIRE")))
     closes(
@@ -659,6 +672,20 @@ def all_frames() -> None:
         6,
     )
     fails("L:small limits", "more streams than max_streams", open_frame(6, FIRST), "OVERLOADED", 6)
+    fails(
+        "L:short items",
+        "OPEN with an item over max_message",
+        open_frame(1, bytes(1001), F_RAW),
+        "TOO_LARGE",
+        1,
+    )
+    fails(
+        "L:short items",
+        "OPEN announces an item over max_message",
+        open_frame(1, u64(1001), F_RAW | F_MORE),
+        "TOO_LARGE",
+        1,
+    )
     case("L:draining", "OPEN above the last stream taken", open_frame(7, FIRST), "dropped")
     case("L:draining", "whatever is above the last stream taken",
          open_frame(9) + open_frame(8) + frame(ITEM, 20, FIRST) + frame(KILL, 9) + frame(OPEN, 2**64 - 1), "dropped")  # fmt: skip

@@ -414,6 +414,36 @@ def test_hooks_are_called_once_for_each_setting_and_over_once() -> None:
     assert over == ["worker", "caller"]
 
 
+def test_a_writer_that_waits_is_woken_by_the_end_of_the_call() -> None:
+    pair = Pair(Options(window_bytes=200))
+    caller, worker = pair.call()
+    while worker.send(b"x" * 20):
+        pass
+    woken: list[bool] = []
+    worker.on_writable = lambda: woken.append(True)
+    pair.settle()
+    assert woken == []
+    caller.kill()
+    pair.settle()
+    assert woken == [True]
+    assert worker.can_send
+
+
+def test_hooks_may_end_other_calls_and_the_connection_itself() -> None:
+    pair = Pair()
+    calls = [pair.call() for _ in range(4)]
+    calls[0][1].on_over = lambda: pair.listener.close()
+    calls[1][0].on_over = lambda: [caller.kill() for caller, _ in calls]
+    pair.dialer.on_idle = pair.dialer.close
+    calls[0][1].end()
+    assert pair.listener.closed
+    assert all(worker.over for _, worker in calls)
+    calls[1][0].kill()
+    assert pair.dialer.closed
+    assert all(isinstance(caller.error, CallCancelledError) for caller, _ in calls)
+    assert pair.dialer_budget.used == pair.listener_budget.used == 0
+
+
 def test_output_is_announced_once_until_all_of_it_was_taken() -> None:
     pair = Pair(Options(window_bytes=2**20))
     _, worker = pair.call()

@@ -163,6 +163,59 @@ def test_a_call_whose_input_has_no_memory_is_refused_as_overloaded() -> None:
     assert pair.listener_budget.used == 0
 
 
+def test_a_call_whose_first_item_has_no_memory_is_refused_as_overloaded() -> None:
+    pair = Pair(listener=Options(window_bytes=1000), budget=MIB)
+    waiting = pair.open(memoryview(bytes(900_000)))
+    pair.pull()
+    pair.push()
+    assert pair.listener_budget.used > 900_000
+    refused = pair.open(memoryview(bytes(900_000)))
+    pair.settle()
+    assert isinstance(refused.error, OverloadedError)
+    assert refused.error.retry is Retry.SAFE
+    assert waiting.error is None
+    assert len(pair.accepted) == 1
+    assert pair.listener_budget.used == 0
+
+
+@pytest.mark.parametrize("leave", ["kill", "cut"])
+def test_who_leaves_while_asking_for_memory_is_not_granted_any(leave: str) -> None:
+    pair = Pair(Options(window_bytes=1000), budget=MIB)
+    calls = [pair.call() for _ in range(3)]
+    for _, worker in calls:
+        worker.send(b"x" * 900_000)
+    pair.settle()
+    assert not any(caller.ready() for caller, _ in calls)
+    assert len(pair.dialer_budget._asking) == 2
+    if leave == "kill":
+        calls[1][0].kill()
+        assert len(pair.dialer_budget._asking) == 1
+        assert [len(item) for item in read_all(pair, calls[0][0])] == [900_000]
+        assert [len(item) for item in read_all(pair, calls[2][0])] == [900_000]
+        calls[0][0].kill()
+        calls[2][0].kill()
+    else:
+        pair.cut()
+    assert not pair.dialer_budget._asking
+    assert pair.dialer_budget.used == 0
+
+
+def test_an_item_that_is_whole_before_it_was_granted_owes_all_that_it_cost() -> None:
+    pair = Pair(listener=Options(window_bytes=1000), budget=MIB)
+    caller = pair.open(None, end=False)
+    caller.send(
+        memoryview(bytes(200_000))
+    )  # before the listener's HELLO: within the 256 KiB that it must bear
+    pair.settle()
+    (worker,) = pair.accepted
+    assert [len(item) for item in read(worker)] == [200_000]
+    for _ in range(3):
+        caller.send(memoryview(bytes(50_000)))
+        assert [len(item) for item in read_all(pair, worker)] == [50_000]
+    pair.settle()
+    assert caller._credit == 1000
+
+
 def test_announcing_costs_no_memory_until_it_is_granted() -> None:
     pair = Pair(Options(window_bytes=1000), Options(window_bytes=1000))
     calls = [pair.call(end=False) for _ in range(200)]

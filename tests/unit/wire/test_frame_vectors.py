@@ -178,6 +178,19 @@ def test_an_error_is_read_as_the_page_says(vector: dict[str, Any]) -> None:
     assert seen(decode_error(encode_error(error))) == vector["error"]
 
 
+def test_both_packages_give_the_same_bytes_for_the_protocols_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = packing._functions()[0]
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    other = packing._functions()[0]
+    assert other is not installed
+    for value in (
+        {0: 1, 11: bytes(32), 3: 2**53 - 1},
+        {5: {"k": "é" * 300}, 6: -(2**31), 2: 2**64 - 1},
+        {3: True},
+    ):
+        assert other(value) == installed(value)
+
+
 def test_the_vectors_are_those_of_their_script() -> None:
     run = subprocess.run([sys.executable, FOLDER / "generate.py", "--check"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

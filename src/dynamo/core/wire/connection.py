@@ -421,24 +421,26 @@ class Connection:
 
     def _greet_listener(self, hello: Hello) -> None:
         options = self.options
-        if options.token and self._nonce is not None:
-            opening.check_proof(options, "listener", hello.proof, (self._nonce, hello.nonce))
+        token = options.token
+        if token and self._nonce is not None:
+            opening.check_proof(options.peer, token, "listener", hello.proof, (self._nonce, hello.nonce))
         opening.check_instance(
             (options.expected_instance_id, options.expected_incarnation),
             (hello.instance_id, hello.incarnation),
         )
         for stream in [*self._streams.values(), *self._waiting]:
             stream._rewindow(hello.window)
-        if options.token and self._nonce is not None and hello.nonce is not None:
-            proof = opening.prove(options.token, "dialer", self._nonce, hello.nonce)
+        if token and self._nonce is not None and hello.nonce is not None:
+            proof = opening.prove(token, "dialer", self._nonce, hello.nonce)
             self._out.opening.append(map_frame(AUTH, 0, opening.encode_auth(proof)))
         self._become_ready()
 
     def _authenticate(self, proof: bytes) -> None:
         """AUTH arrived. Raises AuthError."""
-        hello, nonce = self._hello, self._nonce
+        options, hello = self.options, self._hello
+        assert options.token is not None
         assert hello.nonce is not None
-        opening.check_proof(self.options, "dialer", proof, (hello.nonce, nonce))
+        opening.check_proof(options.peer, options.token, "dialer", proof, (hello.nonce, self._nonce))
         self._become_ready()
 
     def _become_ready(self) -> None:

@@ -107,7 +107,7 @@ class Dispatch:
             connection._violate(_bad_header(length, zero))
         elif not connection.ready and length > MAX_OPENING_BODY and kind in (HELLO, AUTH):
             connection._violate(f"{Type(kind).name} of {length} bytes")
-        elif not connection._hello_read and kind not in (HELLO, ERROR):
+        elif not connection._hello_read and kind != HELLO and not (kind == ERROR and connection._dialer):
             connection._violate(f"a frame of type {kind:#04x} came before HELLO")
 
     def on_frame(self, kind: int, flags: int, zero: int, number: int, body: memoryview, placed: bool) -> None:
@@ -121,9 +121,7 @@ class Dispatch:
                 connection._violate(f"frame type {kind:#04x} is not one that this version knows")
                 return
             if kind <= LAST_TYPE:
-                connection._violate(
-                    f"{Type(kind).name} is not the {_ROLES[not connection._dialer]}'s to send"
-                )
+                connection._violate(f"{Type(kind).name} is not the {_ROLES[connection._dialer]}'s to send")
                 return
         else:
             bad_flags, size, on_stream = rule
@@ -141,15 +139,15 @@ class Dispatch:
 
     def _opening(self, kind: int, number: int, body: memoryview) -> None:
         connection = self._connection
+        self.on_header(len(body), kind, 0)
+        if connection.closed:
+            return
         try:
-            if kind == ERROR and (connection._dialer or connection._hello_read) and number == 0:
+            if kind == ERROR and number == 0:
                 self._told(body)
-            elif len(body) > MAX_OPENING_BODY:
-                connection._violate(f"a frame of {len(body)} bytes before the opening was done")
+            elif kind == ERROR:
+                connection._violate(f"ERROR on stream {number} came before the opening was done")
             elif not connection._hello_read:
-                if kind != HELLO:
-                    connection._violate(f"a frame of type {kind:#04x} came before HELLO")
-                    return
                 connection._greet(opening.decode_hello(body))
             elif kind == AUTH:
                 connection._authenticate(opening.decode_auth(body))

@@ -143,18 +143,17 @@ def prove(token: str, side: str, dialer_nonce: bytes, listener_nonce: bytes) -> 
     return hmac.new(token.encode(), message, hashlib.sha256).digest()
 
 
-def check_proof(options: Options, side: str, proof: bytes | None, nonces: tuple[bytes, bytes | None]) -> None:
+def check_proof(
+    peer: str, token: str, side: str, proof: bytes | None, nonces: tuple[bytes, bytes | None]
+) -> None:
     """``side`` is who must have proved it, ``nonces`` the dialer's and the listener's. Raises AuthError."""
     dialer_nonce, listener_nonce = nonces
-    if not options.token:
-        return
     if proof is None or listener_nonce is None:
         raise AuthError(
-            f"{options.peer} has no token, and this side asks for one; "
-            "set DYN_AUTH_TOKEN to the same on both sides"
+            f"{peer} has no token, and this side asks for one; set DYN_AUTH_TOKEN to the same on both sides"
         )
-    if not hmac.compare_digest(proof, prove(options.token, side, dialer_nonce, listener_nonce)):
-        raise AuthError(f"{options.peer} has another token; set DYN_AUTH_TOKEN to the same on both sides")
+    if not hmac.compare_digest(proof, prove(token, side, dialer_nonce, listener_nonce)):
+        raise AuthError(f"{peer} has another token; set DYN_AUTH_TOKEN to the same on both sides")
 
 
 def check_version(hello: Hello) -> None:

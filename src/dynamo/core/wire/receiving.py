@@ -259,10 +259,6 @@ class Receiving(Sending):
             raise StreamFailure(WireError(f"{-credit} bytes more than the window of {self._window} allows"))
         self._in_credit = credit
 
-    def _deliver(self, payload: Payload) -> None:
-        self._items.append(payload)
-        self._wake_reader()
-
     def _wake_reader(self) -> None:
         if (hook := self.on_readable) is not None:
             self.on_readable = None

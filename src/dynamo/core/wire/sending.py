@@ -205,8 +205,6 @@ class Sending:
         """Append what may go now, about one fragment; its bytes. ``_blocked``: credit is missing for more."""
         pending, size = self._pending, 0
         if self._head is not None:
-            if self.over:
-                return 0
             size = self._emit_open(frames)
         while pending and size < MAX_BODY and not self._blocked:
             payload, length, flags = pending[0]
