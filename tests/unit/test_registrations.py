@@ -189,6 +189,22 @@ async def test_a_name_that_is_taken_when_the_runtime_starts_is_a_conflict(backen
             assert second.connection_id() == 7
 
 
+async def test_a_restarted_process_waits_for_its_predecessor_and_says_so(
+    backend: Backend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamo.core.lifetime.NOTICE_S", 0.05)
+    backend.url += "?ttl_s=5"
+    backend.identities = [Identity(instance_id=7)]
+    async with runtime_on(backend) as successor:
+        async with runtime_on(backend) as predecessor:
+            async with predecessor.endpoint(PATH).serve(echo):
+                serving = asyncio.ensure_future(successor.endpoint(PATH).serve_endpoint(echo))
+                await until(lambda: "an earlier process of this id may hold it, up to 5 s" in caplog.text)
+        await until(lambda: successor.health().status is Status.UP)
+        await successor.shutdown()
+        await bounded(serving)
+
+
 # Starting without a backend.
 
 

@@ -88,6 +88,11 @@ class Hosting:
             return self._presence.trouble
         return None if (registrations := self.registrations) is None else registrations.trouble
 
+    def _hindrance(self) -> DynamoError | None:
+        """What a registration waits for."""
+        registrations = self.registrations
+        return self.trouble or (None if registrations is None else registrations.pending)
+
     def health(self) -> Health:
         """UP while everything served is registered, or nothing is served."""
         trouble, status = self.trouble, Status.STALE
@@ -125,7 +130,7 @@ class Hosting:
             )
         self.served[path] = served
         try:
-            instance = await self._adapters.patiently(self._register(served, options), lambda: self.trouble)
+            instance = await self._adapters.patiently(self._register(served, options), self._hindrance)
             if served.leaving is not None:
                 raise ClosedError(f"the runtime was shut down while {path} was being registered")
         except BaseException:
@@ -248,4 +253,4 @@ class Hosting:
             registrations.want(served.instance)
         else:
             registrations.unwant(endpoint_id)
-        await self._adapters.patiently(registrations.settled(endpoint_id), lambda: self.trouble)
+        await self._adapters.patiently(registrations.settled(endpoint_id), self._hindrance)

@@ -52,6 +52,17 @@ class Registrations:
         return next(iter(self._failures.values()), None)
 
     @property
+    def pending(self) -> DynamoError | None:
+        """What the backend was asked and has not answered; a restarted process may wait long."""
+        if self._moving is None:
+            return None
+        ttl_s = self._discovery.capability.ttl_s
+        return UnavailableError(
+            f"{self._moving} is not registered yet "
+            f"(an earlier process of this id may hold it, up to {ttl_s:g} s)"
+        )
+
+    @property
     def held(self) -> bool:
         """True while a lease is held."""
         return self._held
