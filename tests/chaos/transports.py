@@ -1,9 +1,13 @@
-"""Runtimes inside the test's process, on a request plane whose links and servers the test can hurt."""
+"""Runtimes inside the test's process, on a request plane whose links and servers the test can hurt.
+
+An error that one of them logs fails the test.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
@@ -113,6 +117,18 @@ class TappedPlane(RequestPlane):
         return health
 
 
+class Complaints(logging.Handler):
+    """Errors that runtimes logged, but for those that handlers raised on purpose."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not record.getMessage().startswith("the handler of"):
+            self.heard.append(self.format(record))
+
+
 class Neighbourhood:
     """Runtimes that find each other, on one transport; all of them end with the block."""
 
@@ -123,16 +139,23 @@ class Neighbourhood:
         self.runtimes: list[DistributedRuntime] = []
         self._name = f"tapped-{next(_numbers)}"
         self._settings = settings
+        self._complaints = Complaints(logging.ERROR)
 
     async def __aenter__(self) -> Self:
         registry.request_plane.register(self._name, self._open)
+        logging.getLogger("dynamo").addHandler(self._complaints)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        ends = [runtime.shutdown() for runtime in self.runtimes]
-        for end in ends:
-            await end
-        registry.request_plane.unregister(self._name)
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            ends = [runtime.shutdown() for runtime in self.runtimes]
+            for end in ends:
+                await end
+        finally:
+            registry.request_plane.unregister(self._name)
+            logging.getLogger("dynamo").removeHandler(self._complaints)
+        if kind is None:
+            assert not self._complaints.heard
 
     def _open(self, url: str, settings: Settings) -> AbstractAsyncContextManager[RequestPlane]:
         @asynccontextmanager
