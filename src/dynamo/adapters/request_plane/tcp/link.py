@@ -15,7 +15,8 @@ WRITE_BUFFER_BYTES = 256 * 1024  # what may wait in the transport: bounds how fa
 TAKE_BYTES = 256 * 1024  # asked of the connection at a time: about one fragment of the largest size
 JOIN_BYTES = 16 * 1024  # a part up to this is cheaper copied into a common write than written alone
 LATE_S = 0.05  # a timer that fires later than this tells that the loop was blocked
-LINGER_S = 1.0  # how long a closing side reads on: a reset would destroy the reason that it just sent
+LINGER_S = 1.0  # for the peer to read what a closing side still says, and again until it closes: a reset
+# would destroy the reason that was just sent
 
 
 class Call(Stream):
@@ -72,6 +73,7 @@ class Link(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._writing = False  # connected, and the transport's buffer has room
+        self._closing = False  # the connection is closed, and the transport has its bound
         self._flush_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf  # when the timer was to fire
@@ -157,15 +159,17 @@ class Link(asyncio.BufferedProtocol):
                 transport.write(part)
             if small:
                 transport.write(b"".join(small))
-        if self.connection.closed and self._writing:
-            self._linger(transport)
+        if self.connection.closed:
+            if not self._closing:
+                self._closing = True
+                self._abort_in(LINGER_S)
+            if self._writing:
+                self._linger(transport)
 
     def _linger(self, transport: asyncio.Transport) -> None:
         """Everything is written: end our direction, and read on, for nothing, until the peer ends its own."""
         if transport.is_closing():
             return
-        if self._timer is not None:
-            self._timer.cancel()
         if transport.can_write_eof():
             try:
                 transport.write_eof()
@@ -174,8 +178,13 @@ class Link(asyncio.BufferedProtocol):
                 return
         else:
             transport.close()  # TLS says goodbye by itself
-        self._timer = self._loop.call_later(LINGER_S, transport.abort)
+        self._abort_in(LINGER_S)
         self._writing = False
+
+    def _abort_in(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, self.abort)
 
     def _tick(self) -> None:
         """Keep-alive and the bound of the opening, whenever the connection asked to be reminded."""
