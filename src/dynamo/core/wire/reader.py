@@ -150,7 +150,7 @@ class Reader:
         elif len(self._buffer) - end < len(self._buffer) // 4:
             if self.quick_limit and len(self._buffer) < BUFFER_BYTES:
                 self._replace(position, end)
-            else:
+            elif position:
                 self._buffer[: end - position] = self._buffer[position:end]
             position, end = 0, end - position
         self._start, self._end = position, end
