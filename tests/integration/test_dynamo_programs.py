@@ -19,7 +19,7 @@ from unit.deployments import bounded, until
 
 pytestmark = pytest.mark.anyio
 
-START_S = 20.0  # for a process to come up on a busy machine
+START_S = 40.0  # for a process to come up on a busy machine
 
 WORKER = """
 import asyncio, os
@@ -99,7 +99,7 @@ async def test_sigterm_empties_the_list_finishes_what_runs_and_exits_well(client
             await until(lambda: client.instance_ids() == [])
             rest = [item["n"] async for item in items]
         assert rest == list(range(1, 30))
-        output, errors = await asyncio.to_thread(worker.communicate, None, 20)
+        output, errors = await asyncio.to_thread(worker.communicate, None, START_S)
         assert (worker.returncode, output, errors) == (0, "left\n", "")
 
 
@@ -143,5 +143,5 @@ async def test_a_relay_in_a_process_of_its_own(environment: None) -> None:
             items = [item async for item in await client.generate({"tokens": 3}, annotated=False)]
             assert items == [{"relayed": number, "same_request": True} for number in range(3)]
             relay.send_signal(signal.SIGINT)
-            await asyncio.to_thread(relay.wait, 20)
+            await asyncio.to_thread(relay.wait, START_S)
             assert relay.returncode == 0
