@@ -178,7 +178,7 @@ class Held(Generic[T]):
         self.name = name
         self.trouble: DynamoError | None = None
         self._ready: asyncio.Future[T] = loop.create_future()
-        self._ready.add_done_callback(_retrieve)
+        self._ready.add_done_callback(retrieve)
         self._leave = asyncio.Event()
         self._task = loop.create_task(self._run(enter), name=f"dynamo: {name}")
 
@@ -229,9 +229,10 @@ class Held(Generic[T]):
                 logger.error("%s does not end even when cancelled; it is left behind", self.name)
 
 
-def _retrieve(future: asyncio.Future[T]) -> None:
+def retrieve(future: asyncio.Future[T]) -> None:
+    """A done callback: whoever asks gets the exception, and the loop need not warn when nobody does."""
     if not future.cancelled():
-        future.exception()  # whoever asks later gets it; the loop need not warn when nobody does
+        future.exception()
 
 
 async def patiently(opening: Awaitable[T], *, timeout_s: float, bound: str, wait: Callable[[], Wait]) -> T:
@@ -240,7 +241,7 @@ async def patiently(opening: Awaitable[T], *, timeout_s: float, bound: str, wait
     ``bound`` names the variable that sets the time, ``wait`` tells how things stand.
     """
     opened = asyncio.ensure_future(opening)
-    opened.add_done_callback(_retrieve)
+    opened.add_done_callback(retrieve)
     try:
         if not await ended(opened, min(NOTICE_S, timeout_s)) and timeout_s > NOTICE_S:
             now = wait()

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from dynamo.core.errors import ClosedError, DynamoError, LeaseLostError, UnavailableError
-from dynamo.core.lifetime import backoff, ended, lone
+from dynamo.core.lifetime import backoff, ended, lone, retrieve
 from dynamo.core.model import EndpointId, Instance
 from dynamo.core.ports.discovery import Discovery, Lease
 from dynamo.core.ports.telemetry import Telemetry
@@ -83,7 +83,7 @@ class Registrations:
         return self._wanted.get(endpoint_id)
 
     async def settled(self, endpoint_id: EndpointId) -> None:
-        """Wait until the backend has what is wanted for the endpoint; while it is away, that is.
+        """Wait until the backend has what is wanted for the endpoint, for as long as it may be away.
 
         Raises what waiting does not mend: ConflictError (another live owner), ConfigError (not allowed here),
         ClosedError.
@@ -175,6 +175,7 @@ class Registrations:
         finally:
             for task in (lost, following):
                 task.cancel()
+                task.add_done_callback(retrieve)
             await asyncio.wait((lost, following), timeout=1.0)
 
     async def _follow(self, lease: Lease) -> None:
