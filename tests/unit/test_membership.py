@@ -133,19 +133,22 @@ async def test_closing_wakes_who_waits() -> None:
 
 async def test_the_watch_runs_while_somebody_uses_it_and_only_once() -> None:
     async with deployed() as world:
+        await world.worker()
         membership = Membership(ENDPOINT, world.discovery)
         before = asyncio.all_tasks()
         membership.retain()
         membership.retain()
         assert len(asyncio.all_tasks() - before) == 1
-        await membership.wait_for(lambda membership: membership.synced, BOUND_S)
+        await membership.wait_for(lambda membership: bool(membership.ready()), BOUND_S)
         membership.release()
         assert len(asyncio.all_tasks() - before) == 1
         membership.release()
+        assert membership.instances() == []
+        assert not membership.synced
         await until(lambda: asyncio.all_tasks() == before)
         await world.worker()
         membership.retain()
-        await membership.wait_for(lambda membership: bool(membership.ready()), BOUND_S)
+        await membership.wait_for(lambda membership: len(membership.ready()) == 2, BOUND_S)
         await membership.aclose()
         assert asyncio.all_tasks() == before
 
@@ -201,6 +204,18 @@ async def test_others_gives_up_on_a_backend_that_is_away() -> None:
     async with deployed() as world, followed(world) as membership:
         world.store.outage(True)
         assert "could not be read" in await membership.others()
+
+
+async def test_looking_for_others_can_be_cancelled_and_ends_with_the_runtime() -> None:
+    async with deployed() as world, followed(world) as membership:
+        world.store.outage(True)
+        first, second = (asyncio.create_task(membership.others()) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await membership.aclose()
+        assert "could not be read" in await second
 
 
 class Told(Telemetry):

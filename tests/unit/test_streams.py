@@ -302,12 +302,14 @@ async def test_dropping_a_stream_in_another_thread_is_fine() -> None:
     async with deployed() as world:
         worker = await world.worker(silent)
         client = await world.ready_client()
+        asyncio.get_running_loop().set_debug(True)  # which checks the thread of every callback
         held = [client.stream("go")]
         await asyncio.wait_for(worker.came.wait(), BOUND_S)
         thread = threading.Thread(target=held.clear)
         thread.start()
         await asyncio.to_thread(thread.join, BOUND_S)
         await until(lambda: worker.cancelled == [True])
+        asyncio.get_running_loop().set_debug(False)
         nothing_left(world, client)
 
 
@@ -472,6 +474,16 @@ async def test_items_in_time_are_never_late() -> None:
                 loop.call_later(0.01, worker.calls[0].send, encode(number))
                 assert await anext(items) == number
                 number += 1
+
+
+async def test_a_deadline_does_not_reach_a_stream_that_has_ended() -> None:
+    async with deployed() as world:
+        await world.worker(reply(1))
+        client = await world.ready_client()
+        stream = client.stream("go", timeout_s=0.02)
+        assert await anext(stream) == 1
+        await asyncio.sleep(0.05)  # the end lies there unread when the deadline passes
+        await stays_ended(stream)
 
 
 async def test_a_deadline_ends_a_stream_though_items_keep_coming() -> None:
@@ -826,8 +838,12 @@ async def test_an_input_without_end_leaves_the_reader_its_turn() -> None:
     async with deployed() as world:
         await world.worker(reply(*range(10)))
         client = await world.ready_client()
+        begun = asyncio.get_running_loop().time()
         async with client.duplex("go", inputs=numbers()) as call:
+            for _ in range(1000):
+                await asyncio.sleep(0)  # the answer is whole, and nobody has read it
             assert [item async for item in call] == list(range(10))
+        assert asyncio.get_running_loop().time() < begun + BOUND_S
 
 
 async def test_leaving_a_duplex_call_ends_its_input() -> None:
@@ -968,6 +984,17 @@ async def test_a_duplex_call_does_not_move_once_more_was_sent() -> None:
             with pytest.raises(OverloadedError):
                 await call.send("again")
         assert not other.calls
+
+
+async def test_an_end_of_input_before_an_instance_was_found_is_not_forgotten() -> None:
+    async with deployed() as world:
+        client = await world.ready_client()
+        async with asyncio.timeout(BOUND_S):
+            call = client.duplex("open")
+            call.end_input()
+            worker = await world.worker(echoing)
+            assert [item async for item in call] == ["open"]
+        assert worker.calls[0].request.end
 
 
 async def test_an_end_of_input_before_a_retry_is_not_forgotten() -> None:

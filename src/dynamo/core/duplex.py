@@ -47,9 +47,8 @@ class Input:
                 await call.writable()
                 self._full = False  # if the call is still there: look again
             elif self._sent == SENDS_AT_ONCE:
-                self._sent = (
-                    0  # what a worker ended is not full, though nothing goes there: let its reader see
-                )
+                # A call that the worker ended is never full, though nothing goes there: let its reader see.
+                self._sent = 0
                 await asyncio.sleep(0)
             else:
                 self._full = not call.send(payload)
