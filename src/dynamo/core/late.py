@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 
 from dynamo.core.errors import CallCancelledError, DynamoError, UnavailableError, UnsupportedError
 from dynamo.core.health import Health, Status
+from dynamo.core.lifetime import retrieve
 from dynamo.core.ports.request_plane import (
     Accept,
     Capability,
@@ -25,7 +26,7 @@ class OpeningPlane(RequestPlane):
 
     def __init__(self, scheme: str, opening: asyncio.Task[RequestPlane], connect_timeout_s: float) -> None:
         self._scheme, self._opening, self._connect_timeout_s = scheme, opening, connect_timeout_s
-        opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+        opening.add_done_callback(retrieve)
 
     @property
     def capability(self) -> Capability:
