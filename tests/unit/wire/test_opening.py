@@ -225,6 +225,11 @@ def test_at_k_no_new_calls_and_unanswered_idempotent_ones_go_elsewhere() -> None
     assert unanswered.error.retry is Retry.UNKNOWN
     assert "DYN_KEEPALIVE_S" in str(unanswered.error)
     assert once_only.error is None
+    late = pair.open()
+    assert late.ended
+    assert isinstance(late.error, UnavailableError)
+    assert late.error.retry is Retry.SAFE
+    assert "DYN_KEEPALIVE_S" in str(late.error)
     assert not answered.ended
     assert read(answered) == [b"\x01"]
     assert KILL in kinds(pair.dialer)

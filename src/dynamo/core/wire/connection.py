@@ -128,6 +128,11 @@ class Connection:
         return not (self.closed or self.draining or self._silence.stalled)
 
     @property
+    def stalled(self) -> bool:
+        """The peer was silent for K, and still is."""
+        return self._silence.stalled and not self.closed
+
+    @property
     def greeted(self) -> bool:
         """The peer's magic arrived: it speaks this protocol."""
         return self._reader.greeted
@@ -186,7 +191,7 @@ class Connection:
                 raise too_large(size, self._max_send)
         hello = self._hello
         stream = self._stream_type(self, request)
-        if self.closed or self.draining or len(self._streams) + len(self._waiting) >= hello.max_streams:
+        if not self.accepts_calls or len(self._streams) + len(self._waiting) >= hello.max_streams:
             stream.over = stream._in_done = stream._out_done = True
             stream._error = self._reason_not_to_open()
             return stream
@@ -242,6 +247,9 @@ class Connection:
             )
         if self.draining:
             return DrainingError(f"{peer} is draining and takes no new calls")
+        if self._silence.stalled:
+            bound = f"{self.options.keepalive_s:g} s (DYN_KEEPALIVE_S)"
+            return UnavailableError(f"nothing came from {peer} for {bound}: it is sent no new calls")
         return OverloadedError(f"{peer} takes {self._hello.max_streams} calls at a time on a connection")
 
     def _finished(self, stream: Stream) -> None:

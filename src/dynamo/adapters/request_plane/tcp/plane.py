@@ -93,8 +93,15 @@ class TcpRequestPlane(RequestPlane):
     ) -> OutgoingCall:
         link = self._links.get((address, instance_id, incarnation))
         if link is None or link.connection.closed:
-            link = self._dial(address, instance_id, incarnation)
+            link = self._silent(instance_id, incarnation) or self._dial(address, instance_id, incarnation)
         return cast(Call, link.connection.open(request))
+
+    def _silent(self, instance_id: int, incarnation: int) -> Link | None:
+        """A link to that instance which has stalled: a frozen process answers at no other address either."""
+        for (_, *known), link in self._links.items():
+            if instance_id and known == [instance_id, incarnation] and link.connection.stalled:
+                return link
+        return None
 
     async def check(self, address: str) -> Health:
         try:
