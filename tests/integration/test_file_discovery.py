@@ -93,9 +93,8 @@ async def test_a_killed_owner_is_gone_at_once_whatever_the_ttl(root: Path, owner
         async with asyncio.timeout(5):
             await follower.until(lambda live: len(live) == 2)
         await owner.kill()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(5):
             await follower.until(lambda live: not live)
-        async with asyncio.timeout(2):
             while files(root):
                 await asyncio.sleep(0.02)
 
@@ -150,7 +149,8 @@ async def test_a_deleted_root_is_stale_and_then_whole_again(root: Path, owners: 
             async with asyncio.timeout(5):
                 await follower.until(lambda live: live == everybody)
             follower.changes.clear()
-            shutil.rmtree(root)
+            root.rename(root.with_name("rubbish"))
+            shutil.rmtree(root.with_name("rubbish"))
             async with asyncio.timeout(5):
                 await follower.snapshot()
             assert [type(change) for change in follower.changes] == [Stale, Snapshot]
@@ -163,7 +163,7 @@ async def test_a_deleted_lease_file_and_a_changed_record_are_put_right(root: Pat
         record, lease_file = sorted(files(root), reverse=True)
         lease_file.unlink()
         record.write_bytes(b"garbage")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(5):
             while not (lease_file.exists() and record.read_bytes().startswith(b"{")):
                 await asyncio.sleep(0.02)
         assert await live_now(client) == by_key(ONE)
@@ -217,19 +217,21 @@ async def test_garbage_is_reported_once_and_foreign_things_not_at_all(
 
 
 async def test_leftovers_of_a_lost_lease_go_when_the_next_one_does_not_renew_them(root: Path) -> None:
+    both = by_key(ONE, an_instance(1, OTHER))
     async with opened(local(root)) as client:
         async with lease_for(client, ONE) as lease:
+            for instance in both.values():
+                await lease.put(instance)
+            saved = {path: path.read_bytes() for path in (root / "services").rglob("*.json")}
+        async with lease_for(client, ONE) as lease:
+            for path, content in saved.items():  # as if the first lease could not clean up
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
             await lease.put(ONE)
-            await lease.put(an_instance(1, OTHER))
-            saved = {path: path.read_bytes() for path in files(root)}
-        for path, content in saved.items():  # as if the first lease had had no time to clean up
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        async with lease_for(client, ONE) as lease, following(client) as follower:
-            await lease.put(ONE)
-            async with asyncio.timeout(6):
-                await follower.until(lambda live: live == by_key(ONE))
-            assert Removed(endpoint_id=OTHER, instance_id=1) in follower.changes
+            async with following(client) as follower:
+                assert follower.live == both
+                async with asyncio.timeout(6):
+                    await follower.until(lambda live: live == by_key(ONE))
 
 
 async def test_a_hundred_clients_of_one_process_share_a_thread_and_an_inotify_instance(root: Path) -> None:
@@ -245,7 +247,7 @@ async def test_a_hundred_clients_of_one_process_share_a_thread_and_an_inotify_in
         assert sum("inotify" in name for name in descriptors() - before) <= 1
         assert threading.active_count() - threads <= 2
     await settles(lambda: len(descriptors()) > len(before) and descriptors() - before)
-    assert threading.active_count() == threads
+    await settles(lambda: threading.active_count() > threads)
 
 
 async def test_no_file_events_left_is_no_loss(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +260,7 @@ async def test_no_file_events_left_is_no_loss(root: Path, monkeypatch: pytest.Mo
     ):
         async with lease_for(theirs, ONE) as lease:
             await lease.put(ONE)
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(5):
                 await follower.until(lambda live: live == by_key(ONE))
 
 
@@ -275,6 +277,9 @@ async def test_a_forked_child_neither_holds_nor_releases_nor_uses_what_its_paren
         from dynamo.core.errors import ClosedError
         from dynamo.testing.discovery import an_instance, lease_for
 
+        def say(text):  # in one write: three processes share the pipe
+            os.write(1, text.encode() + b"\\n")
+
         async def register():
             async with open_file(sys.argv[1], Settings()) as discovery:
                 async with lease_for(discovery, an_instance(1)) as lease:
@@ -283,14 +288,14 @@ async def test_a_forked_child_neither_holds_nor_releases_nor_uses_what_its_paren
                         try:
                             await lease.put(an_instance(1))
                         except ClosedError as error:
-                            print("refused:", error, flush=True)
-                        print("child", os.getpid(), flush=True)
+                            say(f"refused: {error}")
+                        say(f"child {os.getpid()}")
                         time.sleep(60)
                         os._exit(0)
                     if (child := os.fork()) == 0:
                         return  # leaves the blocks
                     os.waitpid(child, 0)
-                    print("forked", flush=True)
+                    say("forked")
                     await asyncio.sleep(60)
 
         async def main():
@@ -327,7 +332,7 @@ async def test_a_forked_child_neither_holds_nor_releases_nor_uses_what_its_paren
             with anyio.move_on_after(1.0):  # the child that ended has taken nothing with it
                 pytest.fail(f"unexpected: {await follower.next()}")
             process.kill()
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(5):
                 await follower.until(lambda live: not live)
             os.kill(child, 0)  # the other one still lives
         finally:
@@ -368,7 +373,7 @@ async def test_after_a_fork_the_child_may_open_its_own(root: Path) -> None:
 
 
 async def test_a_live_owners_files_survive_everybodys_cleaning(root: Path) -> None:
-    """Processes take, leave and abandon the same few ids as fast as they can, and clean up after each other."""
+    """Processes take, leave and abandon the same few ids as fast as they can and clean up after others."""
     script = textwrap.dedent(
         """
         import asyncio, os, random, sys, time
@@ -452,7 +457,7 @@ async def test_hosts_that_share_a_disk_see_each_other_and_a_death_within_the_ttl
         async with asyncio.timeout(TTL_S * 4 / 3 + 2):
             await follower.until(lambda live: live == by_key(TWO))
         assert time.monotonic() - began > TTL_S / 2  # no lock told us
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(5):
             while (root / "leases" / "1").exists():
                 await asyncio.sleep(0.02)
 

@@ -37,7 +37,6 @@ class BeatingLease:
     instance_id: int
     incarnation: int
     leases: BeatingLeases
-    succeeds_itself: bool
     beat: int
     renewed_at: float
 
@@ -117,8 +116,7 @@ class BeatingLeases:
         if pulse is not None and held_by != incarnation:
             self.records.scan(now)
             self.records.remove_all(instance_id)
-        lease = BeatingLease(instance_id, incarnation, self, held_by == incarnation, beat, now)
-        self.ours[instance_id] = lease
+        lease = self.ours[instance_id] = BeatingLease(instance_id, incarnation, self, beat, now)
         return lease
 
     def write(self, instance_id: int, incarnation: int, beat: int) -> None:

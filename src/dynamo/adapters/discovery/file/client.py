@@ -104,7 +104,7 @@ class FileLease(Lease):
             return  # the parent keeps it
         with anyio.move_on_after(ANSWER_S, shield=True):
             try:
-                await self._tree.run(release, "end a lease")
+                await self._tree.run(release, "end a lease", surely=True)
             except DynamoError:
                 pass  # it stays in the thread's queue
 

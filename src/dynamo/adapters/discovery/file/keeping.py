@@ -26,11 +26,6 @@ log = logging.getLogger(__name__)
 class Held(Protocol):
     """One lease of ours on the disk, by lock or by beat."""
 
-    @property
-    def succeeds_itself(self) -> bool:
-        """It follows a lost lease of the same runtime, whose records are still there."""
-        ...
-
     def renew(self, now: float) -> bool:
         """Prove that we live; False: not sure that it is still ours. Raises LeaseLostError, OSError."""
         ...
@@ -86,7 +81,7 @@ class OwnLease:
     unwanted: set[EndpointId] = field(factory=set)  # whose removal failed
     taken_at: float = 0.0
     kept_at: float = 0.0
-    leftovers: bool = False
+    leftovers: bool = True  # of an earlier lease of the same runtime, perhaps
     turns: int = 0
     turns_seen: int = 0
     stalled_s: float = 0.0
@@ -116,7 +111,6 @@ class Keeper:
             except (OSError, ValueError):
                 return "another process"
         own.taken_at = own.kept_at = now
-        own.leftovers = own.held.succeeds_itself
         self._own.append(own)
         return None
 
@@ -162,13 +156,17 @@ class Keeper:
             try:
                 self._check_loop(own, passed_s)
                 if own.held is not None and own.held.renew(now):
-                    self._restore(own, now)
+                    self._restore(own)
                     own.kept_at = now
             except LeaseLostError as error:
                 self._lose(own, str(error))
             except (OSError, DynamoError, ValueError) as error:
                 if now - own.kept_at >= self._ttl_s:
                     self._lose(own, f"{self._layout.error('renew', error)}, for {self._ttl_s:g} s")
+        try:
+            self._tidy(now)
+        except (OSError, DynamoError):
+            pass  # the next look comes soon, and the watches are told by the sweeps
 
     def _check(self, own: OwnLease) -> None:
         if own.reason:
@@ -182,7 +180,7 @@ class Keeper:
         if own.stalled_s >= own.stall_s:
             raise LeaseLostError(f"the event loop has not run for {own.stall_s:g} s (DYN_LOOP_STALL_S)")
 
-    def _restore(self, own: OwnLease, now: float) -> None:
+    def _restore(self, own: OwnLease) -> None:
         for endpoint_id in list(own.unwanted):
             self._layout.remove(endpoint_id, own.instance_id)
             own.unwanted.discard(endpoint_id)
@@ -195,10 +193,15 @@ class Keeper:
                 pass
             own.written[endpoint_id] = self._layout.write(path, record, own.instance_id, own.incarnation)
             log.warning("%s was deleted or changed by another hand; restored", path)
-        if own.leftovers and now - own.taken_at > LEFTOVER_S:
+
+    def _tidy(self, now: float) -> None:
+        """Remove what earlier leases of our runtimes left, once they had time to put everything again."""
+        due = [own for own in self._own if own.leftovers and now - own.taken_at > LEFTOVER_S]
+        if due:
             self._records.scan(now)
-            self._records.remove_all(own.instance_id, keep=own.wanted)
-            own.leftovers = False
+            for own in due:
+                self._records.remove_all(own.instance_id, keep=own.wanted)
+                own.leftovers = False
 
     def _lose(self, own: OwnLease, reason: str) -> None:
         log.warning("lease %x lost: %s", own.instance_id, reason)

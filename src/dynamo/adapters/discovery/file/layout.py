@@ -26,6 +26,7 @@ from dynamo.core.model import EndpointId
 HEX = re.compile(r"[0-9a-f]{1,14}")  # an id below 2^53
 RECORD = re.compile(r"([0-9a-f]{1,14})\.json")
 MAX_RECORD_BYTES = 2**20
+ATTEMPTS = 20  # at making folders, which others remove when they find them empty
 
 NOT_OURS = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO}  # a link, a folder, a pipe
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})  # waiting mends none of these
@@ -112,20 +113,19 @@ class Layout:
 
     def write(self, path: Path, data: bytes, instance_id: int, incarnation: int) -> Signature:
         """Put ``data`` at ``path`` in one step. Raises OSError; then nothing has changed."""
-        temporary = self.temporary(instance_id, incarnation)
-        for attempt in range(5):
+        temporary, attempts = self.temporary(instance_id, incarnation), 0
+        while True:
             try:
+                if attempts:
+                    self.make_folders(path)
                 written = self._write(temporary, data)
                 os.replace(temporary, path)
                 return written
-            except FileNotFoundError:  # new folders, or others that a process found empty and removed
-                if attempt == 4:
+            except OSError as error:
+                attempts += 1
+                if not isinstance(error, FileNotFoundError) or attempts == ATTEMPTS:
+                    unlink(temporary)
                     raise
-                self.make_folders(path)
-            except OSError:
-                unlink(temporary)
-                raise
-        raise AssertionError("unreachable")
 
     def _write(self, temporary: Path, data: bytes) -> Signature:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)

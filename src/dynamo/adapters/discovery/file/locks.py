@@ -98,7 +98,6 @@ class LockedLease:
     incarnation: int
     leases: LockedLeases
     descriptor: int
-    succeeds_itself: bool
     taken_from_us_at: float | None = None
 
     def renew(self, now: float) -> bool:
@@ -109,14 +108,14 @@ class LockedLease:
         if is_at(self.descriptor, self.leases.layout.lease(self.instance_id)):
             self.taken_from_us_at = None
             return True
-        claimed = self.leases.claim(self.instance_id, self.incarnation)
-        if claimed is None:  # who cleans or looks holds the lock for an instant only
+        descriptor = self.leases.claim(self.instance_id, self.incarnation)
+        if descriptor is None:  # who cleans or looks holds the lock for an instant only
             self.taken_from_us_at = self.taken_from_us_at or now
             if now - self.taken_from_us_at > TAKEN_S:
                 raise LeaseLostError(f"another process took the lease {self.instance_id:x}")
             return False
         close(self.descriptor)
-        self.descriptor, self.taken_from_us_at = claimed[0], None
+        self.descriptor, self.taken_from_us_at = descriptor, None
         return True
 
     def owns(self) -> bool:
@@ -152,19 +151,14 @@ class LockedLeases:
 
     def take(self, instance_id: int, incarnation: int, now: float) -> LockedLease | None:
         """Take the lease; None: another owner is alive. Raises OSError, ConfigError."""
-        claimed = self.claim(instance_id, incarnation)
-        if claimed is None:
+        descriptor = self.claim(instance_id, incarnation)
+        if descriptor is None:
             return None
-        descriptor, succeeds_itself = claimed
-        lease = LockedLease(instance_id, incarnation, self, descriptor, succeeds_itself)
-        self.ours[instance_id] = lease
+        lease = self.ours[instance_id] = LockedLease(instance_id, incarnation, self, descriptor)
         return lease
 
-    def claim(self, instance_id: int, incarnation: int) -> tuple[int, bool] | None:
-        """Lock the file, remove what a dead owner left, and write our incarnation into it.
-
-        Returns the descriptor, and whether the file was that of the same incarnation: then its records stay.
-        """
+    def claim(self, instance_id: int, incarnation: int) -> int | None:
+        """Lock the file, remove what a dead owner of another incarnation left, and write ours into it."""
         path = self.layout.lease(instance_id)
         try:
             descriptor = lock(path, 0o600, create=True)
@@ -176,7 +170,7 @@ class LockedLeases:
         try:
             content = os.read(descriptor, 4096)
             if incarnation_of(content) == incarnation:
-                return descriptor, True
+                return descriptor
             if content:
                 self.records.scan(time.monotonic())
                 self.records.remove_all(instance_id)
@@ -184,7 +178,7 @@ class LockedLeases:
             os.ftruncate(descriptor, 0)
             os.lseek(descriptor, 0, os.SEEK_SET)
             write_all(descriptor, content_of(incarnation))
-            return descriptor, False
+            return descriptor
         except BaseException:
             unlink(path)
             close(descriptor)

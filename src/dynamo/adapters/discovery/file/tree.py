@@ -85,22 +85,27 @@ class Tree:
         """We are a child of the process that the thread runs in."""
         return self._pid != os.getpid()
 
-    async def run(self, job: Callable[[], T], doing: str) -> T:
-        """The job's result; it is bounded by ``ANSWER_S``, and done later if it cannot be cancelled any more.
+    async def run(self, job: Callable[[], T], doing: str, *, surely: bool = False) -> T:
+        """The job's result, after at most ``ANSWER_S``.
 
-        Raises what the job raises, UnavailableError if the disk does not answer, ClosedError in a forked
-        child.
+        A job that had not begun when its caller left or gave up is done only if it must ``surely`` be. Raises
+        what the job raises, UnavailableError if the disk does not answer, ClosedError in a forked child.
         """
         if self.forked:
             raise ClosedError(f"cannot {doing} in a forked child; open a runtime of its own there")
         result: Future[T] = Future()
 
         def answer() -> None:
-            if result.set_running_or_notify_cancel():
+            wanted = result.set_running_or_notify_cancel()
+            if wanted or surely:
                 try:
-                    result.set_result(job())
+                    value = job()
                 except BaseException as error:
-                    result.set_exception(error)
+                    if wanted:
+                        result.set_exception(error)
+                else:
+                    if wanted:
+                        result.set_result(value)
 
         self._jobs.put(answer)
         try:
