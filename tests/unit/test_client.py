@@ -427,10 +427,13 @@ async def test_an_instance_that_moved_is_called_at_its_new_address() -> None:
 
 
 class Picky(RequestPlane):
-    """Dials ``odd://`` addresses: refuses them at the call, or by an answer, as a Unix socket may."""
+    """Dials ``odd://`` addresses: refuses them at the call, or by an answer, as a Unix socket may.
 
-    def __init__(self, plane: RequestPlane, answer: DynamoError | None) -> None:
-        self.plane, self.answer, self.calls = plane, answer, 0
+    Or it dials the address ``good`` instead.
+    """
+
+    def __init__(self, plane: RequestPlane, answer: DynamoError | None, good: str = "mem://nobody") -> None:
+        self.plane, self.answer, self.good, self.calls = plane, answer, good, 0
 
     @property
     def capability(self) -> Any:
@@ -445,10 +448,10 @@ class Picky(RequestPlane):
         self.calls += 1
         if self.answer is None:
             raise ConfigError("another boot")
-        return self.plane.call("mem://nobody", request, instance_id=instance_id, incarnation=incarnation)
+        return self.plane.call(self.good, request, instance_id=instance_id, incarnation=incarnation)
 
     async def check(self, address: str) -> Any:
-        return await self.plane.check(address)
+        return await self.plane.check(self.good)
 
 
 @pytest.mark.parametrize("answer", [None, UnavailableError("no such socket")])
@@ -491,6 +494,55 @@ async def test_calls_that_fail_late_follow_those_that_found_the_way() -> None:
         await late
         assert len(held["second"]) == 1
         assert not peer_of(world, worker).failures
+
+
+async def test_an_address_that_has_worked_fails_with_its_instance() -> None:
+    async with deployed() as world:
+        worker, good = await world.worker(), await world.worker()
+        picky = Picky(world.plane, UnavailableError("gone"), worker.server.addresses[0])
+        await worker.update(addresses=("odd://socket", "mem://other"))
+        client = await world.ready_client(
+            dial=lambda address: picky if address.startswith("odd:") else world.plane
+        )
+        for number in range(4):
+            await client.call(number)
+        worker.answer = refuse(UnavailableError("silent for too long"))
+        for number in range(4):
+            assert (await client.call(number))["from"] == good.id
+        assert picky.calls == 3  # twice it worked, once it was enough
+        assert peer_of(world, worker).failures == 1
+
+
+async def test_an_adapter_that_was_opened_meanwhile_dials_the_same_address() -> None:
+    async with deployed() as world:
+        worker = await world.worker(addresses=lambda address: (address, "mem://other"))
+        opening = Picky(world.plane, UnavailableError("still opening"))
+        planes: list[RequestPlane] = [opening, world.plane]
+        client = await world.ready_client(
+            dial=lambda address: planes.pop(0) if len(planes) > 1 else planes[0]
+        )
+        assert (await client.call(0))["from"] == worker.id
+        assert worker.calls[0].request.attempt == 2
+        assert not peer_of(world, worker).failures
+
+
+@pytest.mark.parametrize("other", ["mem://nobody", None])
+async def test_a_probe_asks_at_every_address(other: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(availability, "FIRST_BACKOFF_S", 0.002)
+    async with deployed() as world:
+        worker, good = await world.worker(), await world.worker()
+        addresses = (
+            other or worker.server.addresses[0],
+            worker.server.addresses[0] if other else "mem://nobody",
+        )
+        await worker.update(addresses=addresses)
+        client = await world.ready_client()
+        worker.answer = refuse(DrainingError("d"))
+        for number in range(2):
+            assert (await client.call(number))["from"] == good.id
+        assert worker.calls
+        peers = world.memberships.of(client.endpoint_id).peers
+        await until(lambda: len(peers.ready) == 2)
 
 
 async def test_an_instance_that_comes_back_is_called_at_its_preferred_address() -> None:
@@ -685,16 +737,10 @@ async def test_what_a_handler_raised_is_never_retried_and_blames_nobody(error: D
 
 
 async def test_a_wrong_token_is_told_at_once_and_the_instance_put_aside() -> None:
-    class Locked(Picky):
-        def call(
-            self, address: str, request: Request, *, instance_id: int = 0, incarnation: int = 0
-        ) -> OutgoingCall:
-            return self.plane.call(address, request, instance_id=instance_id, incarnation=incarnation)
-
     async with deployed() as world:
         error = AuthError("the token differs: DYN_AUTH_TOKEN")
         worker = await world.worker(lambda call: call.fail(error))
-        client = await world.ready_client(dial=lambda address: Locked(world.plane, None))
+        client = await world.ready_client()
         with pytest.raises(AuthError, match="DYN_AUTH_TOKEN"):
             await client.call(0)
         assert len(worker.calls) == 1

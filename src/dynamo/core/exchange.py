@@ -158,7 +158,7 @@ class Exchange:
                     way[1], request, instance_id=peer.instance_id, incarnation=peer.incarnation
                 )
             except (ConfigError, UnsupportedError) as error:  # not an address for this plane, in this place
-                if out.resolve(peer, way[2] + 1) is None:
+                if out.next_way(peer, way) is None:
                     out.set_unreachable(peer, error)
                 continue
             out.peers.begin(peer)
@@ -339,7 +339,7 @@ class Exchange:
     def _suspect(self) -> None:
         """Put aside a peer that let time run out; one that answered others meanwhile is only slow."""
         if self.peer is not None and self.peer.answers == self._answers_before:
-            self.out.failed(self.peer, self.failures_before, self.way)
+            self.out.failed(self.peer, self.failures_before)
 
     def _late(self, limit: str) -> str:
         out, peer = self.out, self.peer

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, NoInstancesError
+from dynamo.core.health import Health, Status
 from dynamo.core.membership import Membership
 from dynamo.core.ports.request_plane import RequestPlane
 from dynamo.core.ports.telemetry import EndpointTelemetry, Side, Telemetry
@@ -64,17 +65,23 @@ class Outbound:
         """How to dial ``peer``: its first address, from number ``first`` on, that has an adapter here."""
         addresses = peer.instance.addresses
         for number in range(first, len(addresses)):
-            try:
-                plane = self._dial(addresses[number])
-            except (
-                ConfigError
-            ):  # a known adapter that cannot be used here, such as an extra that is not installed
-                continue
-            if plane is not None:
+            if (plane := self._plane(addresses[number])) is not None:
                 peer.way = (plane, addresses[number], number)
+                peer.answers_before_way = peer.answers
                 return peer.way
         peer.way = None
         return None
+
+    def next_way(self, peer: Peer, failed: Way) -> Way | None:
+        """After ``failed``: the same address if another adapter dials it now, else the next one."""
+        way = self.resolve(peer, failed[2])
+        return way if way is None or way[0] is not failed[0] else self.resolve(peer, failed[2] + 1)
+
+    def _plane(self, address: str) -> RequestPlane | None:
+        try:
+            return self._dial(address)
+        except ConfigError:  # a known adapter that cannot be used here, such as an extra not installed
+            return None
 
     def set_unreachable(self, peer: Peer, refused: Exception | None) -> None:
         """No address of ``peer`` can be dialled; ``refused`` is what the last plane said that was asked."""
@@ -88,10 +95,20 @@ class Outbound:
             + "; set DYN_REQUEST_PLANE alike on both sides, or install the adapter",
         )
 
-    def failed(self, peer: Peer, failures_before: int, way: Way) -> None:
-        """``peer`` failed by ``way``, and no other is left to try: route past it for a while."""
+    def failed(self, peer: Peer, failures_before: int) -> None:
+        """``peer`` failed, and no other way to it is left to try: route past it for a while."""
         peer.way = None
-        self.membership.availability.failed(peer, failures_before, partial(way[0].check, way[1]))
+        self.membership.availability.failed(peer, failures_before, partial(self._probe, peer))
+
+    async def _probe(self, peer: Peer) -> Health:
+        """Up if it can be reached at any of its addresses."""
+        health = Health(status=Status.DOWN, detail="no address of it can be dialled")
+        for address in peer.instance.addresses:
+            if (plane := self._plane(address)) is not None:
+                health = await plane.check(address)
+                if health.ok:
+                    break
+        return health
 
     async def nobody(self, wanted: str, last: Exception | None) -> NoInstancesError:
         """The error for a request that did not find ``wanted`` in time, with all that helps to see why."""

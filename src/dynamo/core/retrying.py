@@ -77,8 +77,8 @@ def verdict(exchange: Exchange, error: DynamoError, received: int) -> Exception 
         if peer in trouble.tried:
             trouble.tried.clear()
         trouble.tried.append(peer)
-        longest_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(exchange.attempts - 1, 10))
-        trouble.not_before = now + random.random() * longest_s
+    longest_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** min(exchange.attempts - 1, 10))
+    trouble.not_before = now + random.random() * longest_s
     trouble.last = error
     left_s = exchange.timeout_s
     if exchange.timer is not None and left_s is not None:
@@ -102,14 +102,15 @@ def _blame(exchange: Exchange, error: DynamoError) -> bool:
     elif error is exchange.broken:
         pass  # its time was over: judged when that happened
     elif isinstance(error, (DrainingError, UnknownEndpointError)) or error.retry is Retry.UNKNOWN:
-        out.failed(peer, exchange.failures_before, way)
+        out.failed(peer, exchange.failures_before)
     elif isinstance(error, (UnavailableError, AuthError)):
-        # Perhaps it is the address: a Unix socket cannot be reached from another container, say.
         if peer.way is not way:
             return peer.way is not None  # another call has moved on already
-        if out.resolve(peer, way[2] + 1) is not None:
+        # A way that never worked may be at fault itself: a Unix socket cannot be reached from another
+        # container, say. One that has worked fails because the instance does.
+        if peer.answers == peer.answers_before_way and out.next_way(peer, way) is not None:
             return True
-        out.failed(peer, exchange.failures_before, way)
+        out.failed(peer, exchange.failures_before)
     return False
 
 

@@ -26,6 +26,7 @@ class Peer:
 
     __slots__ = (
         "answers",
+        "answers_before_way",
         "failures",
         "in_flight",
         "incarnation",
@@ -46,6 +47,7 @@ class Peer:
         self.answers = 0  # calls of this runtime that it answered: one that moves is alive
         self.failures = 0  # in a row
         self.way: Way | None = None  # found when first called
+        self.answers_before_way = 0  # more since then: that way has worked
         self.unreachable: str | None = None  # why no address of it can be dialled from here
         self.timer: asyncio.TimerHandle | None = None  # ends its time aside
         self.position = self.load_position = -1  # in Peers.ready and in its load's bucket; -1: not there
