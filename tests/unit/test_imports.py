@@ -96,12 +96,14 @@ def test_dynamo_is_a_namespace_package_and_every_part_is_typed() -> None:
 
 def test_how_long_importing_takes_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     code = (
-        "import time; start = time.perf_counter(); import dynamo.runtime; print(time.perf_counter() - start)"
+        "import time; start, worked = time.perf_counter(), time.process_time(); import dynamo.runtime; "
+        "print(time.perf_counter() - start, time.process_time() - worked)"
     )
-    seconds = sorted(float(fresh_process(code)) for _ in range(REPEATS))
+    times = [tuple(map(float, fresh_process(code).split())) for _ in range(REPEATS)]
+    wall_ms, cpu_ms = (statistics.median(each) * 1000 for each in zip(*times, strict=True))
     with capsys.disabled():
         print(
-            f"\nimport dynamo.runtime: median {statistics.median(seconds) * 1000:.0f} ms of {REPEATS}",
+            f"\nimport dynamo.runtime: {wall_ms:.0f} ms, {cpu_ms:.0f} ms of CPU (medians of {REPEATS})",
             end=" ",
         )
-    assert seconds[0] < 5  # no figure to meet, but an import that waits for something
+    assert min(times)[0] < 5  # no figure to meet, but an import that waits for something
