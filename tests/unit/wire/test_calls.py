@@ -233,14 +233,16 @@ def test_a_call_killed_before_it_was_written_is_never_sent() -> None:
     assert pair.dialer.open_streams == 1
 
 
-def test_a_duplex_call_killed_before_it_was_written_never_sends_kill_first() -> None:
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_duplex_call_killed_before_it_was_written_never_sends_kill_first(stop: bool) -> None:
     pair = Pair()
     pair.settle()
     caller = pair.open(None, end=False)
     caller.send(b"\x01")
-    caller.stop()
+    if stop:
+        caller.stop()
     caller.kill()
-    assert [kind for kind, *_ in output(pair.dialer)] == [OPEN, ITEM, STOP, KILL]
+    assert [kind for kind, *_ in output(pair.dialer)] == [OPEN, ITEM, *[STOP] * stop, KILL]
 
 
 def test_with_a_token_a_call_waits_and_its_stop_and_kill_with_it() -> None:
