@@ -22,7 +22,7 @@ from dynamo.core.ports.telemetry import Telemetry
 from dynamo.core.routing import Direct, Random, RoundRobin, Strategy, strategy_of
 from dynamo.core.streams import Decode, ResponseStream, decode_annotated, decode_buffers, decode_plain
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dynamo.runtime")
 
 NOT_GIVEN: Any = object()
 

@@ -18,7 +18,7 @@ from dynamo.core.ports.discovery import Change, Discovery, Put, Removed, Snapsho
 from dynamo.core.ports.telemetry import Telemetry
 from dynamo.core.routing import Peers
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dynamo.runtime")
 
 LISTING_TIMEOUT_S = 0.5  # how long an error message may look for what else is registered
 REWATCH_LIMIT_S = 5.0  # between attempts to watch again after an adapter's watch raised
