@@ -10,7 +10,7 @@ import pytest
 from dynamo.core import availability
 from dynamo.core.availability import LONGEST_BACKOFF_S, PROBES_AT_ONCE, Availability, backoff_s
 from dynamo.core.health import Health, Status
-from dynamo.core.routing import Peers
+from dynamo.core.peers import Peers
 from unit.calling import until
 from unit.test_routing import instance, table
 

@@ -36,10 +36,11 @@ from dynamo.core.errors import (
     UnknownEndpointError,
 )
 from dynamo.core.model import EndpointId, Phase
+from dynamo.core.peers import Peer, Peers
 from dynamo.core.ports.discovery import Change
 from dynamo.core.ports.request_plane import IncomingCall, OutgoingCall, Request, RequestPlane
 from dynamo.core.ports.telemetry import EndpointTelemetry, Side, Telemetry
-from dynamo.core.routing import Peer, Peers, Strategy
+from dynamo.core.routing import Strategy
 from unit.calling import (
     BOUND_S,
     Worker,

@@ -12,11 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from dynamo.core.errors import ConfigError, ConflictError
 from dynamo.core.model import Instance, Phase
+from dynamo.core.peers import Peer, Peers
 from dynamo.core.routing import (
     Direct,
     LeastLoaded,
-    Peer,
-    Peers,
     PowerOfTwo,
     Random,
     RoundRobin,

@@ -27,8 +27,9 @@ from dynamo.core.errors import (
     StreamBrokenError,
     TooLargeError,
 )
+from dynamo.core.peers import Peer, Peers
 from dynamo.core.ports.request_plane import IncomingCall
-from dynamo.core.routing import Peer, Peers, Strategy
+from dynamo.core.routing import Strategy
 from dynamo.core.streams import Annotated, ResponseStream
 from unit.calling import BOUND_S, Worker, World, deployed, fail, refuse, reply, silent, until
 

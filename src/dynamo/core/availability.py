@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from dynamo.core.health import Health
-from dynamo.core.routing import Peer, Peers
+from dynamo.core.peers import Peer, Peers
 
 FIRST_BACKOFF_S = 0.2
 LONGEST_BACKOFF_S = 10.0

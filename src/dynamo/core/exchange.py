@@ -24,9 +24,10 @@ from dynamo.core.errors import (
 )
 from dynamo.core.outbound import Outbound
 from dynamo.core.patience import Patience
+from dynamo.core.peers import Peer, Way
 from dynamo.core.ports.request_plane import OutgoingCall, Payload, Request
 from dynamo.core.retrying import Trouble, verdict
-from dynamo.core.routing import Direct, Peer, Strategy, Way
+from dynamo.core.routing import Direct, Strategy
 
 if TYPE_CHECKING:
     from dynamo.core.duplex import Input

@@ -14,9 +14,9 @@ from typing import Any
 from dynamo.core.availability import Availability
 from dynamo.core.errors import ClosedError, DeadlineError
 from dynamo.core.model import EndpointId, Instance, Phase, Scope
+from dynamo.core.peers import Peers
 from dynamo.core.ports.discovery import Change, Discovery, Put, Removed, Snapshot, Stale
 from dynamo.core.ports.telemetry import Telemetry
-from dynamo.core.routing import Peers
 
 logger = logging.getLogger("dynamo.runtime")
 

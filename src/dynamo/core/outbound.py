@@ -13,10 +13,10 @@ from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, NoInstancesError
 from dynamo.core.health import Health, Status
 from dynamo.core.membership import Membership
+from dynamo.core.peers import Peer, Way
 from dynamo.core.ports.request_plane import RequestPlane
 from dynamo.core.ports.telemetry import EndpointTelemetry, Side, Telemetry
 from dynamo.core.registry import request_plane as known_planes
-from dynamo.core.routing import Peer, Way
 
 if TYPE_CHECKING:
     from dynamo.core.exchange import Exchange

@@ -17,7 +17,7 @@ from dynamo.core.errors import (
     UnavailableError,
     UnknownEndpointError,
 )
-from dynamo.core.routing import Peer
+from dynamo.core.peers import Peer
 
 if TYPE_CHECKING:
     from dynamo.core.exchange import Exchange
