@@ -200,6 +200,22 @@ async def test_a_client_takes_a_router_mode_in_any_spelling(environment: str, mo
             assert await bounded(collect(await client.generate("one", annotated=False))) == ["one"]
 
 
+async def test_the_first_generations_words_ask_one_worker_by_its_name(environment: str) -> None:
+    async def name_of(request: Any) -> AsyncIterator[str]:
+        yield request
+
+    async with make_runtime(environment) as one, make_runtime(environment) as two:
+        first = one.namespace("demo").component("backend").endpoint("generate")
+        second = two.namespace("demo").component("backend").endpoint("generate")
+        async with first.serve(name_of, name="worker-1") as wanted, second.serve(name_of, name="worker-2"):
+            client = await two.endpoint(PATH).client(strategy="direct", endpoint_id="worker-1")
+            await client.wait_for_instances(2, timeout_s=20)
+            for _ in range(4):
+                async with client.stream("hello") as stream:
+                    assert [item async for item in stream] == ["hello"]
+                    assert stream.instance == wanted
+
+
 async def test_an_unknown_router_mode_is_refused_by_name(environment: str) -> None:
     async with DistributedRuntime.detached() as runtime:
         with pytest.raises(ConfigError, match="telepathy"):

@@ -144,15 +144,18 @@ class Endpoint:
         *,
         strategy: str | Strategy = "round_robin",
         instance: int | str | None = None,
+        endpoint_id: int | str | None = None,
     ) -> Client:
         """A client of this endpoint; all clients of one endpoint in a runtime share one watch.
 
-        ``router_mode`` is Dynamo's word for a strategy: its enum, or a name in any spelling. Waits until the
-        discovery adapter is open, not for instances. Raises UnavailableError, ConfigError, ClosedError.
+        ``router_mode`` is Dynamo's word for a strategy: its enum, or a name in any spelling; ``endpoint_id``
+        is its first generation's word for ``instance``, the id or name that strategy ``direct`` asks. Waits
+        until the discovery adapter is open, not for instances. Raises UnavailableError, ConfigError,
+        ClosedError.
         """
         if router_mode is not None:
             strategy = getattr(router_mode, "name", router_mode)
-        return await self._runtime._client(self.id, strategy=strategy, instance=instance)
+        return await self._runtime._client(self.id, strategy=strategy, instance=instance or endpoint_id)
 
     def connection_id(self) -> int:
         """The instance id of this runtime."""

@@ -37,6 +37,7 @@ from dynamo.core.handlers import RequestStream as PyAsyncRequestStream
 from dynamo.core.health import Health, Status
 from dynamo.core.model import EndpointId, Instance, Phase
 from dynamo.core.neighbour import warn_of_nvidias_wheel
+from dynamo.core.peers import Peer, Peers
 from dynamo.core.routing import Direct, LeastLoaded, PowerOfTwo, Random, RoundRobin, Strategy
 from dynamo.core.streams import Annotated, ResponseStream
 from dynamo.core.unary import UnaryClient, serve_unary_endpoint
@@ -71,6 +72,8 @@ __all__ = [
     "Namespace",
     "NoInstancesError",
     "OverloadedError",
+    "Peer",
+    "Peers",
     "Phase",
     "PowerOfTwo",
     "PyAsyncRequestStream",
