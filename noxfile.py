@@ -72,7 +72,7 @@ def types(session: nox.Session) -> None:
     """mypy strict and pyright over the sources and over how the public API is used."""
     python = dev(session)
     session.run(python, "-m", "mypy")
-    session.run(python, "-m", "pyright", "--pythonpath", python)
+    session.run(python, "-m", "pyright")
 
 
 @nox.session
