@@ -254,7 +254,7 @@ class CutConnections(TwoConnections):
             return
         self.cut = True
         before = [
-            (call, call.caller.over, call.caller._error, self.pair.dialer._sent(call.caller))
+            (call, call.caller.over, call.caller._error, call.caller._handed_out())
             for call in self.all.values()
         ]
         self.pair.cut()

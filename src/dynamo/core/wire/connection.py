@@ -7,20 +7,16 @@ and the output is written. Nothing here waits, raises on what a peer sent, reads
 
 from __future__ import annotations
 
-import copy
 import math
-import secrets
 from collections import deque
 from collections.abc import Callable
 
 from dynamo.core.errors import (
-    AuthError,
     DrainingError,
     DynamoError,
     EncodeError,
     OverloadedError,
     Retry,
-    StreamBrokenError,
     TooLargeError,
     UnavailableError,
     UnknownEndpointError,
@@ -33,12 +29,10 @@ from dynamo.core.wire.dispatch import Dispatch
 from dynamo.core.wire.faults import encode_error
 from dynamo.core.wire.frames import (
     ALL_STREAMS,
-    AUTH,
     ERROR,
     F_END,
     F_RAW,
     GOAWAY,
-    HELLO,
     ITEM_COST,
     MAGIC,
     MAX_BODY,
@@ -47,6 +41,7 @@ from dynamo.core.wire.frames import (
     map_frame,
     number_frame,
 )
+from dynamo.core.wire.handshake import Handshake
 from dynamo.core.wire.opening import Hello, Options
 from dynamo.core.wire.outbox import CONGESTED_BYTES, Buffer, Outbox
 from dynamo.core.wire.reader import Reader
@@ -93,8 +88,7 @@ class Connection:
         self._silence = Silence(options.keepalive_s)
         self._began_at: float | None = None  # the opening
         self._hello = Hello()
-        self._hello_read = self._hello_sent = False
-        self._nonce = (options.nonce or secrets.token_bytes(opening.NONCE_BYTES)) if options.token else None
+        self._handshake = Handshake(self)
         self._streams: dict[int, Stream] = {}
         self._waiting: set[Stream] = set()  # opened, and their OPEN could not be queued yet
         self._last_id = 0
@@ -105,7 +99,7 @@ class Connection:
         self._half = small_limit(self._hello.window, self._max_send)
         # A dialer without a token sends calls at once; else they wait for the listener's HELLO.
         if dialer:
-            self._out.opening = [MAGIC, map_frame(HELLO, 0, opening.encode_hello(options, self._nonce, None))]
+            self._handshake.say_hello()
             self._out.open = not options.token
 
     # What the driver reads.
@@ -343,7 +337,7 @@ class Connection:
         out = self._out
         out.busy.clear()
         endings = [
-            (stream, self._ending(stream, error, refused, refuses))
+            (stream, stream._broken(error, refused, refuses))
             for stream in (*self._streams.values(), *self._waiting)
         ]
         # What a listener queued for streams that ended still goes out; calls that count as not sent must not.
@@ -355,7 +349,7 @@ class Connection:
             if out.open:
                 out.queue(notice)
             else:
-                out.opening += [notice] if self._dialer or self._hello_sent else [MAGIC, notice]
+                out.opening += [notice] if self._handshake.hello_sent else [MAGIC, notice]
         for stream, ending in endings:
             if self._dialer:
                 stream._finish(ending)
@@ -363,31 +357,6 @@ class Connection:
                 self._kill(stream, ending)
         if out.opening or out.control or out.frames:
             out.wake()
-
-    def _ending(self, stream: Stream, error: DynamoError | None, refused: bool, refuses: bool) -> DynamoError:
-        """What a stream that was open ends with."""
-        peer, sent = self.options.peer, self._sent(stream)
-        ending: DynamoError
-        if error is not None and (refused or refuses):
-            ending = copy.copy(error)
-            if refuses and sent and error.retry is Retry.SAFE:
-                ending.retry = Retry.UNKNOWN
-        elif sent:
-            received = stream.received + len(stream._items)
-            ending = StreamBrokenError(
-                f"the connection to {peer} ended after {received} items of the call{_because(error)}",
-                received=received,
-            )
-        else:
-            ending = UnavailableError(
-                f"the connection to {peer} ended before the call was sent{_because(error)}"
-            )
-        ending.__cause__ = error
-        return ending
-
-    def _sent(self, stream: Stream) -> bool:
-        """Its OPEN was handed out, so that the peer may have it."""
-        return stream.id != 0 and stream._open_at != self._out.takes
 
     def _kill(self, stream: Stream, error: DynamoError) -> None:
         """End a listener's stream whose caller is gone."""
@@ -398,58 +367,15 @@ class Connection:
         if (hook := stream.on_cancel) is not None:
             hook(True)
 
-    # The opening, as Dispatch finds it done.
+    # The opening, as Handshake finds it done.
 
-    def _greet(self, hello: Hello) -> None:
-        """The peer's HELLO arrived. Raises what refuses it."""
-        options, self._hello, self._hello_read = self.options, hello, True
-        opening.check_version(hello)
-        self._max_send = min(options.max_message_bytes, hello.max_message)
+    def _limit_sending(self, hello: Hello) -> None:
+        """The peer's HELLO says what it takes."""
+        self._hello = hello
+        self._max_send = min(self.options.max_message_bytes, hello.max_message)
         self._half = small_limit(hello.window, self._max_send)
-        if self._dialer:
-            self._greet_listener(hello)
-            return
-        if options.token and hello.nonce is None:
-            raise AuthError(
-                "a token is asked for here, and none was offered; set DYN_AUTH_TOKEN to the same on both"
-            )
-        opening.check_instance(
-            (hello.expected_instance_id, hello.expected_incarnation),
-            (options.instance_id, options.incarnation),
-        )
-        proof = None
-        if options.token and hello.nonce is not None and self._nonce is not None:
-            proof = opening.prove(options.token, "listener", hello.nonce, self._nonce)
-        self._out.opening += [MAGIC, map_frame(HELLO, 0, opening.encode_hello(options, self._nonce, proof))]
-        self._hello_sent = True
-        if options.token:
-            self._out.wake()
-        else:
-            self._become_ready()
-
-    def _greet_listener(self, hello: Hello) -> None:
-        options = self.options
-        token = options.token
-        if token and self._nonce is not None:
-            opening.check_proof(options.peer, token, "listener", hello.proof, (self._nonce, hello.nonce))
-        opening.check_instance(
-            (options.expected_instance_id, options.expected_incarnation),
-            (hello.instance_id, hello.incarnation),
-        )
         for stream in [*self._streams.values(), *self._waiting]:
             stream._rewindow(hello.window)
-        if token and self._nonce is not None and hello.nonce is not None:
-            proof = opening.prove(token, "dialer", self._nonce, hello.nonce)
-            self._out.opening.append(map_frame(AUTH, 0, opening.encode_auth(proof)))
-        self._become_ready()
-
-    def _authenticate(self, proof: bytes) -> None:
-        """AUTH arrived. Raises AuthError."""
-        options, hello = self.options, self._hello
-        assert options.token is not None
-        assert hello.nonce is not None
-        opening.check_proof(options.peer, options.token, "dialer", proof, (hello.nonce, self._nonce))
-        self._become_ready()
 
     def _become_ready(self) -> None:
         self.ready = True

@@ -107,7 +107,11 @@ class Dispatch:
             connection._violate(_bad_header(length, zero))
         elif not connection.ready and length > MAX_OPENING_BODY and kind in (HELLO, AUTH):
             connection._violate(f"{Type(kind).name} of {length} bytes")
-        elif not connection._hello_read and kind != HELLO and not (kind == ERROR and connection._dialer):
+        elif (
+            not connection._handshake.hello_read
+            and kind != HELLO
+            and not (kind == ERROR and connection._dialer)
+        ):
             connection._violate(f"a frame of type {kind:#04x} came before HELLO")
 
     def on_frame(self, kind: int, flags: int, zero: int, number: int, body: memoryview, placed: bool) -> None:
@@ -147,10 +151,10 @@ class Dispatch:
                 self._told(body)
             elif kind == ERROR:
                 connection._violate(f"ERROR on stream {number} came before the opening was done")
-            elif not connection._hello_read:
-                connection._greet(opening.decode_hello(body))
+            elif not connection._handshake.hello_read:
+                connection._handshake.greet(opening.decode_hello(body))
             elif kind == AUTH:
-                connection._authenticate(opening.decode_auth(body))
+                connection._handshake.authenticate(opening.decode_auth(body))
             elif kind == HELLO:
                 connection._violate("a second HELLO")
             else:
@@ -171,7 +175,7 @@ class Dispatch:
             connection._violate(f"unreadable ERROR: {reason}")
             return
         error.args = (f"{connection.options.peer}: {error}",)  # the peer does not know how it is called here
-        refused = not connection._hello_read or CODES.get(type(error)) == AUTH_CODE
+        refused = not connection._handshake.hello_read or CODES.get(type(error)) == AUTH_CODE
         connection._close(error, tell=False, refused=refused)
 
     # Frames of the connection.

@@ -6,11 +6,12 @@ that to the ``Connection``; everything here is synchronous.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dynamo.core.errors import CallCancelledError, DynamoError, Retry
+from dynamo.core.errors import CallCancelledError, DynamoError, Retry, StreamBrokenError, UnavailableError
 from dynamo.core.ports.request_plane import Request
 from dynamo.core.wire.faults import encode_error
 from dynamo.core.wire.frames import ERROR, F_ITEM, KILL, STOP, header, map_frame
@@ -126,6 +127,29 @@ class Stream(Receiving):
         self.id = connection._last_id = connection._last_id + 1
         connection._waiting.discard(self)
         connection._streams[self.id] = self
+
+    def _handed_out(self) -> bool:
+        """OPEN was handed out, so that the peer may have it."""
+        return self.id != 0 and self._open_at != self._out.takes
+
+    def _broken(self, error: DynamoError | None, refused: bool, refuses: bool) -> DynamoError:
+        """What it ends with when its connection does. ``refused``: by the listener, or ``refuses``: by us."""
+        peer, sent = self._connection.options.peer, self._handed_out()
+        why = "" if error is None else f": {error}"
+        ending: DynamoError
+        if error is not None and (refused or refuses):
+            ending = copy.copy(error)
+            if refuses and sent and error.retry is Retry.SAFE:
+                ending.retry = Retry.UNKNOWN
+        elif sent:
+            received = self.received + len(self._items)
+            ending = StreamBrokenError(
+                f"the connection to {peer} ended after {received} items of the call{why}", received=received
+            )
+        else:
+            ending = UnavailableError(f"the connection to {peer} ended before the call was sent{why}")
+        ending.__cause__ = error
+        return ending
 
     def _finish(self, error: DynamoError | None) -> None:
         """Both directions are over. Items that arrived can still be taken; a clean end stays one."""
