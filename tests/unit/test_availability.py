@@ -86,6 +86,19 @@ async def test_failing_again_on_trial_makes_it_the_last_in_line() -> None:
     await available.aclose()
 
 
+async def test_calls_that_fail_on_trial_do_not_keep_it_away_longer() -> None:
+    peers, probe = table(2), Probe(True)
+    available = Availability(peers)
+    for number in (1, 2):
+        available.failed(peers.by_id[number], 0, probe)
+    for _ in range(20):
+        (trial,) = peers.ready
+        timer = trial.timer
+        available.failed(trial, 1, Probe(False))
+        assert (trial.failures, trial.timer) == (1, timer)
+    await until(lambda: len(peers.ready) == 2)
+
+
 async def test_an_answered_call_brings_it_back_at_once() -> None:
     peers, probe = table(2), Probe(False)
     available = Availability(peers)

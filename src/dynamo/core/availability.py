@@ -40,9 +40,14 @@ class Availability:
         """A call that started when ``peer`` had failed ``failures_before`` times found it failing.
 
         Calls that were under way together count as one failure: it is one event, whatever the number of its
-        victims.
+        victims. One that is aside already, and was tried because nobody else was left, keeps its back-off:
+        many calls during one outage must not keep it away for long after that.
         """
-        if peer.failures == failures_before and self._peers.set_aside(peer):
+        if peer.failures != failures_before:
+            return
+        if self._peers.aside.get(peer.instance_id) is peer:
+            self._peers.end_trial(peer)
+        elif self._peers.set_aside(peer):
             peer.failures += 1
             self._wait(peer, probe)
 

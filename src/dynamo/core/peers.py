@@ -128,6 +128,14 @@ class Peers:
         self._settle()
         return True
 
+    def end_trial(self, peer: Peer) -> None:
+        """It failed while it was aside: the others are tried before it."""
+        self.aside.move_to_end(peer.instance_id)
+        if peer is self._trial:
+            self._take_out(peer)
+            self._trial = None
+            self._settle()
+
     def restore(self, peer: Peer) -> None:
         """Route to it again, if it is still there."""
         if self.aside.get(peer.instance_id) is peer:
