@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 
 from chaos.schedules import WORKERS, Fault, Plan, Schedule
-from chaos.transports import BOUND_S, Neighbourhood, Seat, until
+from chaos.transports import BOUND_S, TRANSPORTS, Neighbourhood, Seat, until
 from dynamo.core.errors import DynamoError
 from dynamo.runtime import Client, Context, DistributedRuntime, RequestStream
 from dynamo.testing.leaks import no_leaks
 
 pytestmark = pytest.mark.anyio
 
-SEEDS, ALWAYS = 1000, 30  # of which so many run in every session
+SEEDS, ALWAYS = 1000, 20  # of which so many run in every session
 WINDOW_BYTES = 4096
 MOST_RUNS = 3  # of a call that may be repeated
 SETTINGS: dict[str, Any] = {
@@ -221,7 +221,7 @@ def _seeds() -> list[Any]:
 
 
 @pytest.mark.parametrize("seed", _seeds())
-@pytest.mark.parametrize("transport", ["mem", "tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_every_call_ends_once_and_nothing_is_left(transport: str, seed: int) -> None:
     schedule = Schedule.drawn(seed)
     print(schedule)
