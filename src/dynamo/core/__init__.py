@@ -1,1 +1,1 @@
-"""The part that touches nothing outside: values, ports, the wire, routing and the runtime that composes them."""
+"""The part that touches nothing outside: values, ports, the wire, routing, and the runtime made of them."""

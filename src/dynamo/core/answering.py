@@ -110,7 +110,7 @@ class Answer:
         except GeneratorExit:  # the loop is gone, and nothing can be awaited or told
             items = None
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 - a cancellation that came from us ends here
             if self._failed(error):
                 raise
         finally:

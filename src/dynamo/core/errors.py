@@ -1,7 +1,8 @@
 """What a port, the runtime or a client may raise: one class for each thing that a caller does next.
 
-``retry`` is a field of the error *instance*. Only the runtime says SAFE, and only where no handler can have started;
-an error that came out of a remote handler carries ``remote=True`` and is NEVER retried, whatever its class says.
+``retry`` is a field of the error *instance*. Only the runtime says SAFE, and only where no handler can have
+started; an error that came out of a remote handler carries ``remote=True`` and is NEVER retried, whatever its
+class says.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Retry(enum.Enum):
 class DynamoError(Exception):
     """Base of all errors of this library; ``__cause__`` is the adapter's own exception where there is one.
 
-    ``retry`` is the verdict on this instance, ``remote`` tells that it was raised by a handler in another process.
+    ``retry`` is the verdict on this instance, ``remote`` tells that a handler in another process raised it.
     """
 
     default_retry: ClassVar[Retry] = Retry.NEVER
@@ -147,7 +148,7 @@ class CallCancelledError(DynamoError):
 
 
 class StreamBrokenError(DynamoError, ConnectionError):
-    """The peer vanished, or its link broke, before the stream's end; ``received`` items had been delivered."""
+    """The peer vanished, or its link broke, before the stream's end, after ``received`` items."""
 
     default_retry = Retry.UNKNOWN
 

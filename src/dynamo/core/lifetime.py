@@ -135,7 +135,7 @@ async def see_through(task: asyncio.Future[T]) -> T:
         while not task.done():
             try:
                 await asyncio.wait([task])
-            except asyncio.CancelledError as error:
+            except asyncio.CancelledError as error:  # noqa: ASYNC103 - raised again once the task ended
                 cancelled = error
     if cancelled is not None:
         raise cancelled

@@ -197,7 +197,7 @@ class Membership:
             self._listing = asyncio.get_running_loop().create_task(self._list())
         try:
             found = await asyncio.shield(self._listing)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # noqa: ASYNC103 - the shielded task's own is no cancellation of ours
             if not self._listing.cancelled():
                 raise  # it is the caller that was cancelled
             found = None

@@ -5,17 +5,21 @@ Invariants, each with one test in ``dynamo.testing.discovery``:
 D1  A watch starts with a ``Snapshot``; a ``Stale`` may come before it while the backend is away.
 D2  A later ``Snapshot`` replaces everything before it.
 D3  A change between the snapshot and the reader's next step is not lost.
-D4  ``Put`` and ``Removed`` are per instance and conflated: a slow reader gets the last state, in bounded memory, and
-    never misses a removal.
-D5  A backend outage is ``Stale``: never an empty snapshot, never the end of the watch; the end of the outage is a ``Snapshot``.
+D4  ``Put`` and ``Removed`` are per instance and conflated: a slow reader gets the last state, in bounded
+    memory, and never misses a removal.
+D5  A backend outage is ``Stale``: never an empty snapshot, never the end of the watch; the end of the outage
+    is a ``Snapshot``.
 D6  Scopes match whole names.
-D7  What was put arrives whole: addresses in order, incarnation, phase, name, idempotence, metadata; a change of any
-    field is a ``Put``.
-D8  Another incarnation under a known id is ``Removed``, then ``Put`` (unless the reader never saw the old one).
-D9  A registration lives as long as its lease: leaving the block removes it; ``remove`` removes one, absent ones too.
+D7  What was put arrives whole: addresses in order, incarnation, phase, name, idempotence, metadata; a change
+    of any field is a ``Put``.
+D8  Another incarnation under a known id is ``Removed``, then ``Put`` (unless the old one was never seen).
+D9  A registration lives as long as its lease: leaving the block removes it; ``remove`` removes one, and an
+    absent one is fine.
 D10 A dead owner's registrations vanish within the capability's ``ttl_s`` (liveness ``ttl``).
-D11 ``lost`` returns when the backend dropped the lease, or when ``ttl_s`` passed unrenewed on our monotonic clock.
-D12 Another live owner's key is a ``ConflictError``, after a wait of at most ``ttl_s`` for an older incarnation's lease.
+D11 ``lost`` returns when the backend dropped the lease, or when ``ttl_s`` passed unrenewed on our monotonic
+    clock.
+D12 Another live owner's key is a ``ConflictError``, after a wait of at most ``ttl_s`` for an older
+    incarnation's lease.
 D13 A key of ours that was deleted by hand is back within a second.
 D14 A cancelled or ended watch, lease or wait leaves nothing behind: no task, descriptor, file or key.
 D15 A record that cannot be read is passed over; the others are still seen.
@@ -111,7 +115,10 @@ class Lease(Protocol):
 
     @abstractmethod
     async def remove(self, endpoint_id: EndpointId) -> None:
-        """Remove this lease's registration of the endpoint; an absent one is fine. Raises UnavailableError."""
+        """Remove this lease's registration of the endpoint; an absent one is fine.
+
+        Raises UnavailableError.
+        """
 
     @abstractmethod
     async def lost(self) -> str:
@@ -136,7 +143,7 @@ class Discovery(Protocol):
 
     @abstractmethod
     def lease(self, *, instance_id: int, incarnation: int) -> AbstractAsyncContextManager[Lease]:
-        """Hold a lease for the block, renewed inside; leaving removes what is registered under it, in bounded time.
+        """Hold a lease for the block, renewed inside; leaving removes what is registered under it, bounded.
 
         Entering waits for one answer of the backend. Raises UnavailableError, ConflictError.
         """

@@ -150,7 +150,7 @@ class FileDiscovery(Discovery):
             yield lease
         finally:
             self._leases.discard(lease)
-            await lease.end()
+            await lease.end()  # noqa: ASYNC102 - shielded and bounded inside
 
     async def check(self) -> Health:
         layout, writes = self._tree.layout, bool(self._leases)

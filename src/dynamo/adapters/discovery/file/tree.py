@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
+import anyio
 from attrs import frozen
 
 from dynamo.adapters.discovery.file import locks
@@ -100,7 +101,7 @@ class Tree:
             if wanted or surely:
                 try:
                     value = job()
-                except BaseException as error:
+                except BaseException as error:  # noqa: ASYNC103 - runs in the tree's thread; the waiter raises it
                     if wanted:
                         result.set_exception(error)
                 else:
@@ -149,7 +150,8 @@ class Tree:
         """End the thread once what was submitted is done; bounded."""
         if not self.forked:
             self._jobs.put(None)
-            await asyncio.wait({asyncio.wrap_future(self._ended)}, timeout=ANSWER_S)
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({asyncio.wrap_future(self._ended)}, timeout=ANSWER_S)
 
     # In the thread
 
