@@ -68,6 +68,8 @@ class Link(asyncio.BufferedProtocol):
         self.peer = peer  # for messages
         self.on_closed = on_closed
         self.closed = False
+        self.connected = False  # it has, or had, a transport
+        self.arrival: asyncio.Task[None] | None = None  # what will bring it one
         self._silent_hint = silent_hint
         self._buffer = connection.get_buffer
         self._loop = asyncio.get_running_loop()
@@ -81,6 +83,7 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.connected = True
         if self.closed:  # given up while it was connecting
             self._transport.abort()
             return
@@ -173,7 +176,7 @@ class Link(asyncio.BufferedProtocol):
         if transport.can_write_eof():
             try:
                 transport.write_eof()
-            except OSError:  # reset by the peer, and the loop has not told us yet
+            except (OSError, RuntimeError):  # reset by the peer, and the loop has not told us yet
                 transport.abort()
                 return
         else:
@@ -209,6 +212,8 @@ class Link(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self.arrival is not None:
+            self.arrival.cancel()
         self.connection.connection_lost(cause)
         if self.on_closed is not None:
             self.on_closed(self)

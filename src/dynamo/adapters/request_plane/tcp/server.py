@@ -8,12 +8,13 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import cast
 
 from dynamo.adapters.request_plane.tcp import tls, unix
 from dynamo.adapters.request_plane.tcp.addresses import ANY_HOST, HostPort, UnixPath, own_address
+from dynamo.adapters.request_plane.tcp.arrivals import Arrivals
 from dynamo.adapters.request_plane.tcp.link import Call, Link
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, ConflictError, UnsupportedError
@@ -111,7 +112,6 @@ async def listening(
     server: TcpServer, settings: Settings, incarnation: int, declared: HostPort | None
 ) -> AsyncIterator[None]:
     """Listen for ``server`` on TCP or TLS and, where it can be had, on a Unix socket."""
-    loop = asyncio.get_running_loop()
     context = tls.server_context(settings)
     if declared is not None and declared.tls != (context is not None):
         have = "is set" if context else "is not set"
@@ -119,24 +119,23 @@ async def listening(
     async with contextlib.AsyncExitStack() as stack:
         bound, published = await _bind(settings, declared, context)
         stack.callback(bound.close)
-        handshake = settings.connect_timeout_s if context else None
-        stack.callback(
-            (
-                await loop.create_server(
-                    server.link, sock=bound, ssl=context, ssl_handshake_timeout=handshake, backlog=BACKLOG
-                )
-            ).close
-        )
         addresses = [str(published)]
+        beside: socket.socket | None = None
         if not tls.is_mutual(settings):
             with contextlib.suppress(UnsupportedError):
-                addresses.insert(0, str(await stack.enter_async_context(_unix(server, incarnation))))
+                beside, path = stack.enter_context(_unix(incarnation))
+                addresses.insert(0, str(path))
+        arrivals = Arrivals(settings.connect_timeout_s)
+        stack.push_async_callback(arrivals.aclose)
+        arrivals.accept(bound, server.link, context)
+        if beside is not None:
+            arrivals.accept(beside, lambda: server.link(_UnixLink))
         server.addresses_ = tuple(addresses)
         yield
 
 
-@asynccontextmanager
-async def _unix(server: TcpServer, incarnation: int) -> AsyncIterator[UnixPath]:
+@contextmanager
+def _unix(incarnation: int) -> Iterator[tuple[socket.socket, UnixPath]]:
     """The fast path for callers of this user on this boot. Raises UnsupportedError before it yields."""
     path = unix.socket_path(incarnation)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -152,14 +151,7 @@ async def _unix(server: TcpServer, incarnation: int) -> AsyncIterator[UnixPath]:
         unix.remove(fresh)
         raise UnsupportedError(f"no Unix socket at {path}: {error}") from error
     try:
-        loop = asyncio.get_running_loop()
-        serving = await loop.create_unix_server(
-            lambda: server.link(_UnixLink), sock=listener, backlog=BACKLOG
-        )
-        try:
-            yield UnixPath(unix.boot_id() or "", path)
-        finally:
-            serving.close()
+        yield listener, UnixPath(unix.boot_id() or "", path)
     finally:
         listener.close()
         unix.remove(path)
