@@ -398,7 +398,7 @@ async def test_a_typed_handler_gets_its_type(model: Any, request_: Any, built: A
         (Prompt, {"tokens": 5}, "text"),
         (Prompt, "not json", "Expecting value"),
         (Prompt, 5, "Prompt"),
-        (Sampling, {"temprature": 1}, "unknown field 'temprature'; known: temperature, stop"),
+        (Sampling, {"temprature": 1}, "unknown field 'temprature'; did you mean 'temperature'"),
         (Order, {"text": "a"}, "sampling"),
         (
             Order,
@@ -406,10 +406,10 @@ async def test_a_typed_handler_gets_its_type(model: Any, request_: Any, built: A
             "sampling.temperature: expected float, got str",
         ),
         (Order, {"text": "a", "sampling": {}, "kind": "shout"}, "kind: expected one of 'chat', 'complete'"),
-        (Order, {"text": "a", "sampling": {}, "span": [1]}, "span: expected 2 values, got 1"),
+        (Order, {"text": "a", "sampling": {}, "span": [1]}, "span: expected array of length 2, got 1"),
         (str, 5, "expected str, got int 5"),
         (int, True, "expected int, got bool"),
-        (list[int], {"a": 1}, "expected list, got dict"),
+        (list[int], {"a": 1}, "expected array, got object"),
         (list[int], [1, "x"], r"\[1\]: expected int, got str"),
     ],
 )

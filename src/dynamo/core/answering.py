@@ -70,8 +70,10 @@ class Answer:
         return self._call.request.priority
 
     def begin(self) -> None:
-        """Run the handler, in a task of its own."""
-        self._task = self._served.loop.create_task(self._run())
+        """Run the handler, in a task of its own. Its context variables are those of ``serve``, not those of
+        whoever brought the call or made room for it.
+        """
+        self._task = self._served.loop.create_task(self._run(), context=self._served.variables.copy())
 
     async def _run(self) -> None:
         self._ran = True

@@ -42,6 +42,23 @@ from dynamo.core.routing import Direct, LeastLoaded, PowerOfTwo, Random, RoundRo
 from dynamo.core.streams import Annotated, ResponseStream
 from dynamo.core.unary import UnaryClient, serve_unary_endpoint
 from dynamo.core.worker import dynamo_endpoint, dynamo_worker
+from dynamo.sdk import (
+    RawConfig,
+    ServedServices,
+    ServiceGraph,
+    api,
+    configured,
+    current_context,
+    depends,
+    endpoint,
+    on_shutdown,
+    on_start,
+    read_config,
+    serve_services,
+    service,
+    service_client,
+    using,
+)
 
 __all__ = [
     "Annotated",
@@ -78,12 +95,15 @@ __all__ = [
     "PowerOfTwo",
     "PyAsyncRequestStream",
     "Random",
+    "RawConfig",
     "RemoteError",
     "RequestStream",
     "ResponseSender",
     "ResponseStream",
     "Retry",
     "RoundRobin",
+    "ServedServices",
+    "ServiceGraph",
     "Settings",
     "Status",
     "Strategy",
@@ -95,9 +115,21 @@ __all__ = [
     "UnsupportedError",
     "WireError",
     "WrongInstanceError",
+    "api",
+    "configured",
+    "current_context",
+    "depends",
     "dynamo_endpoint",
     "dynamo_worker",
+    "endpoint",
+    "on_shutdown",
+    "on_start",
+    "read_config",
+    "serve_services",
     "serve_unary_endpoint",
+    "service",
+    "service_client",
+    "using",
 ]
 
 warn_of_nvidias_wheel()

@@ -1,0 +1,153 @@
+"""A service as its class declares it: its endpoints, hooks, dependencies and configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from attrs import frozen
+
+from dynamo.core.context import Context
+from dynamo.core.errors import ConfigError
+from dynamo.core.model import shown
+from dynamo.sdk.current import CURRENT
+from dynamo.sdk.depending import Configured, Dependency
+from dynamo.sdk.marks import ENDPOINT, HOOK, SERVICE, EndpointMark, RouteMark, ServiceMark
+from dynamo.sdk.signature import Parameter, Signature
+
+
+class ServiceMethod:
+    """One endpoint of a service. Its annotations are resolved when they are first asked for: ConfigError."""
+
+    def __init__(self, owner: type, service: str, attribute: str, function: Callable[..., Any]) -> None:
+        self.owner, self.attribute, self.function = owner, attribute, function
+        self.mark: EndpointMark = getattr(function, ENDPOINT)
+        self.name = self.mark.name or attribute
+        self.where = f"{owner.__qualname__.rpartition('<locals>.')[2]}.{attribute}"
+        self.streaming = inspect.isasyncgenfunction(function)
+        self._service = service
+
+    @cached_property
+    def signature(self) -> Signature:
+        return Signature(
+            self.function,
+            owner=self.owner,
+            where=self.where,
+            request_name=f"{self._service}.{self.name}.request",
+        )
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        return self.signature.parameters
+
+    @property
+    def item_type(self) -> Any:
+        """What each item is, or the one item of a coroutine method."""
+        return self.signature.item_type
+
+    @property
+    def route(self) -> RouteMark | None:
+        return self.mark.route
+
+    @property
+    def description(self) -> str:
+        return inspect.getdoc(self.function) or ""
+
+    def bound(self, instance: Any) -> Callable[[Any, Context], Any]:
+        """What serves it: converts the payload, then calls the method of ``instance``; the context becomes
+        that of the running task.
+        """
+        method = getattr(instance, self.attribute)
+        bind, context_name = self.signature.bind, self.signature.context_name
+
+        def handle(request: Any, context: Context) -> Any:
+            arguments = bind(request)
+            if context_name is not None:
+                arguments[context_name] = context
+            CURRENT.set(context)
+            return method(**arguments)
+
+        handle.__qualname__ = self.where
+        return handle
+
+
+@frozen(kw_only=True)
+class ServiceSpec:
+    """What a class declares; ``of`` reads it."""
+
+    cls: type[Any]
+    mark: ServiceMark
+    methods: tuple[ServiceMethod, ...]
+    hooks: tuple[tuple[str, str], ...]
+    """(kind, attribute), in the order of their definition."""
+    depends: tuple[Dependency, ...]
+    configured: tuple[Configured, ...]
+
+    @property
+    def name(self) -> str:
+        return self.mark.name
+
+    @property
+    def dependencies(self) -> tuple[type[Any], ...]:
+        """The services that it depends on. Raises ConfigError for one given by name that is not there."""
+        return tuple(one.target(self.cls) for one in self.depends)
+
+    @classmethod
+    def of(cls, declared: Any) -> ServiceSpec:
+        """Read a class that has ``@service``. Raises ConfigError."""
+        spec = declared.__dict__.get(SERVICE) if isinstance(declared, type) else None
+        if not isinstance(spec, ServiceSpec):
+            name = declared.__qualname__ if isinstance(declared, type) else shown(declared)
+            raise ConfigError(f"{name} is not a service: put @service on a class")
+        # attrs with slots makes another class, and copies what the first one had
+        return spec if spec.cls is declared else read_service(declared, spec.mark)
+
+    def check(self) -> None:
+        """Resolve everything that was left for later. Raises ConfigError."""
+        for method in self.methods:
+            _ = method.signature
+        _ = self.dependencies
+
+
+def read_service(declared: type[Any], mark: ServiceMark) -> ServiceSpec:
+    """Read a class and note in it what was found. Raises ConfigError."""
+    where = declared.__qualname__.rpartition("<locals>.")[2]
+    methods: dict[str, ServiceMethod] = {}
+    hooks: list[tuple[str, str]] = []
+    depends: list[Dependency] = []
+    configured: list[Configured] = []
+    attributes = {name: value for owner in reversed(declared.__mro__) for name, value in vars(owner).items()}
+    for attribute, value in attributes.items():
+        inherited = [vars(owner)[attribute] for owner in declared.__mro__ if attribute in vars(owner)]
+        if isinstance(value, Dependency):
+            value.attribute = attribute
+            depends.append(value)
+        elif isinstance(value, Configured):
+            value.attribute = attribute
+            configured.append(value)
+        elif isinstance(getattr(value, ENDPOINT, None), EndpointMark):
+            method = ServiceMethod(declared, mark.name, attribute, value)
+            if (other := methods.get(method.name)) is not None:
+                raise ConfigError(
+                    f"{where}: {other.attribute} and {attribute} are both endpoint {method.name!r}: "
+                    "give one another name with @endpoint(name=...)"
+                )
+            methods[method.name] = method
+        elif isinstance(kind := getattr(value, HOOK, None), str):
+            hooks.append((kind, attribute))
+        elif any(hasattr(each, ENDPOINT) or hasattr(each, HOOK) for each in inherited[1:]):
+            raise ConfigError(
+                f"{where}.{attribute} overrides a decorated method: decorate it too, or give it another name"
+            )
+    spec = ServiceSpec(
+        cls=declared,
+        mark=mark,
+        methods=tuple(methods.values()),
+        hooks=tuple(hooks),
+        depends=tuple(depends),
+        configured=tuple(configured),
+    )
+    setattr(declared, SERVICE, spec)
+    return spec
