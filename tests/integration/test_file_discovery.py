@@ -167,8 +167,13 @@ async def test_a_deleted_lease_file_and_a_changed_record_are_put_right(root: Pat
             while not (lease_file.exists() and record.read_bytes().startswith(b"{")):
                 await asyncio.sleep(0.02)
         assert await live_now(client) == by_key(ONE)
+        lease_file.write_bytes(b"garbage")  # by an editor that keeps the inode
+        async with asyncio.timeout(5):
+            while lease_file.read_bytes() == b"garbage":
+                await asyncio.sleep(0.02)
         rival = an_instance(1, incarnation=INCARNATION + 1)
         async with opened(local(root, ttl_s=0.2)) as other:
+            assert await live_now(other) == by_key(ONE)
             with pytest.raises(ConflictError):
                 async with lease_for(other, rival):
                     pass
@@ -262,6 +267,19 @@ async def test_no_file_events_left_is_no_loss(root: Path, monkeypatch: pytest.Mo
             await lease.put(ONE)
             async with asyncio.timeout(5):
                 await follower.until(lambda live: live == by_key(ONE))
+
+
+async def test_a_temporary_file_of_a_process_that_died_writing_goes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tree, "IDLE_S", 0.3)
+    async with opened(local(root)) as client, lease_for(client, ONE) as lease, following(client):
+        await lease.put(ONE)
+        (root / "leases" / "abc-1.tmp").write_text("half of")
+        async with asyncio.timeout(5):
+            while (root / "leases" / "abc-1.tmp").exists():
+                await asyncio.sleep(0.02)
+        assert await live_now(client) == by_key(ONE)
 
 
 # Forks
@@ -620,13 +638,13 @@ async def test_a_hung_disk_holds_up_nobody(
     monkeypatch.setattr(tree, "ANSWER_S", 0.7)
     answers = threading.Event()
     answers.set()
-    names = Layout.lease_names
+    ids = Layout.lease_ids
 
-    def lease_names(self: Layout) -> Iterator[int]:
+    def lease_ids(self: Layout) -> tuple[set[int], set[int]]:
         answers.wait(20)
-        return names(self)
+        return ids(self)
 
-    monkeypatch.setattr(Layout, "lease_names", lease_names)
+    monkeypatch.setattr(Layout, "lease_ids", lease_ids)
     async with opened(url(root)) as client, following(client) as follower:
         async with lease_for(client, ONE) as lease:
             await lease.put(ONE)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 import weakref
@@ -143,6 +144,17 @@ _stores: weakref.WeakValueDictionary[str, MemStore] = weakref.WeakValueDictionar
 _stores_lock = threading.Lock()
 
 
+def _in_child() -> None:
+    _stores.clear()  # what the parent's runtimes registered is nobody's here
+    _stores_lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_stores_lock.acquire, after_in_parent=_stores_lock.release, after_in_child=_in_child
+    )
+
+
 class MemLease(Lease):
     """``wanted`` is what the store must show for this lease; whoever deletes it by hand sees it come back."""
 
@@ -244,6 +256,7 @@ class MemDiscovery(Discovery):
     def __init__(self, store: MemStore, ttl_s: float) -> None:
         self.store = store
         self.pulses = 0
+        self._pid = os.getpid()
         self._capability = Capability(
             scheme="mem",
             liveness=Liveness.TTL,
@@ -365,8 +378,9 @@ class MemDiscovery(Discovery):
                 del _stores[self.store.name]
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError(f"mem://{self.store.name}: this client is closed")
+        if self._closed or self._pid != os.getpid():
+            why = "this client is closed" if self._closed else "opened by the parent of this process"
+            raise ClosedError(f"mem://{self.store.name}: {why}")
 
 
 def open_mem(url: str, settings: Settings) -> AbstractAsyncContextManager[MemDiscovery]:

@@ -91,6 +91,7 @@ class BeatingLeases:
     ttl_s: float
     ours: dict[int, BeatingLease] = field(factory=dict)
     present: set[int] = field(factory=set)
+    unfinished: set[int] = field(factory=set)
     dead: set[int] = field(factory=set)
     _pulses: dict[int, _Pulse] = field(factory=dict)
     _looked_at: float = 0.0
@@ -149,7 +150,8 @@ class BeatingLeases:
             self._pulses = {key: evolve(pulse, since=now) for key, pulse in self._pulses.items()}
         found: dict[int, int] = {}
         known, self._pulses = self._pulses, {}
-        self.present, self.dead = set(self.layout.lease_names()), set()
+        self.present, self.unfinished = self.layout.lease_ids()
+        self.dead = set()
         for instance_id in self.present:
             pulse = self._look(instance_id, now, known.get(instance_id))
             if pulse is None:

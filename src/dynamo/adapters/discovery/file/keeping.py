@@ -40,13 +40,22 @@ class Held(Protocol):
 
 
 class Leases(Protocol):
-    """Everybody's leases, by lock or by beat. ``present`` and ``dead`` are ids as of the last ``alive``."""
+    """Everybody's leases, by lock or by beat. The sets are of ids, as of the last ``alive``."""
 
     @property
-    def present(self) -> set[int]: ...
+    def present(self) -> set[int]:
+        """Those that have a lease file."""
+        ...
 
     @property
-    def dead(self) -> set[int]: ...
+    def unfinished(self) -> set[int]:
+        """Those that have a temporary one, being written or left by a process that died then."""
+        ...
+
+    @property
+    def dead(self) -> set[int]:
+        """Those whose owner is dead."""
+        ...
 
     @property
     def next_end(self) -> float:

@@ -15,7 +15,6 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from attrs import field, frozen
@@ -24,6 +23,7 @@ from dynamo.core.errors import ConfigError, DynamoError, UnavailableError
 from dynamo.core.model import EndpointId
 
 HEX = re.compile(r"[0-9a-f]{1,14}")  # an id below 2^53
+TEMPORARY = re.compile(r"([0-9a-f]{1,14})-[0-9a-f]{1,16}\.tmp")
 RECORD = re.compile(r"([0-9a-f]{1,14})\.json")
 MAX_RECORD_BYTES = 2**20
 ATTEMPTS = 20  # at making folders, which others remove when they find them empty
@@ -178,17 +178,20 @@ class Layout:
 
     def remove_temporaries(self, instance_id: int) -> None:
         """Remove what an owner that died while writing left. Raises OSError."""
-        with os.scandir(self.leases) as entries:
-            for entry in entries:
-                if entry.name.startswith(f"{instance_id:x}-") and entry.name.endswith(".tmp"):
-                    unlink(self.leases / entry.name)
+        for name in os.listdir(self.leases):
+            if (found := TEMPORARY.fullmatch(name)) and int(found[1], 16) == instance_id:
+                unlink(self.leases / name)
 
-    def lease_names(self) -> Iterator[int]:
-        """The ids that have a lease file. Raises OSError."""
-        with os.scandir(self.leases) as entries:
-            for entry in entries:
-                if HEX.fullmatch(entry.name):
-                    yield int(entry.name, 16)
+    def lease_ids(self) -> tuple[set[int], set[int]]:
+        """The ids that have a lease file, and those that have a temporary one. Raises OSError."""
+        leases: set[int] = set()
+        temporaries: set[int] = set()
+        for name in os.listdir(self.leases):
+            if HEX.fullmatch(name):
+                leases.add(int(name, 16))
+            elif found := TEMPORARY.fullmatch(name):
+                temporaries.add(int(found[1], 16))
+        return leases, temporaries
 
 
 def make_folder(path: Path, mode: int) -> None:

@@ -98,6 +98,7 @@ class LockedLease:
     incarnation: int
     leases: LockedLeases
     descriptor: int
+    written: Signature
     taken_from_us_at: float | None = None
 
     def renew(self, now: float) -> bool:
@@ -107,6 +108,8 @@ class LockedLease:
         """
         if is_at(self.descriptor, self.leases.layout.lease(self.instance_id)):
             self.taken_from_us_at = None
+            if signature(os.fstat(self.descriptor)) != self.written:
+                self.written = self.leases.fill(self.descriptor, self.incarnation)
             return True
         descriptor = self.leases.claim(self.instance_id, self.incarnation)
         if descriptor is None:  # who cleans or looks holds the lock for an instant only
@@ -116,6 +119,7 @@ class LockedLease:
             return False
         close(self.descriptor)
         self.descriptor, self.taken_from_us_at = descriptor, None
+        self.written = signature(os.fstat(descriptor))
         return True
 
     def owns(self) -> bool:
@@ -141,6 +145,7 @@ class LockedLeases:
     records: Records
     ours: dict[int, LockedLease] = field(factory=dict)
     present: set[int] = field(factory=set)
+    unfinished: set[int] = field(factory=set)
     dead: set[int] = field(factory=set)
     _known: dict[int, _Known] = field(factory=dict)
 
@@ -154,7 +159,8 @@ class LockedLeases:
         descriptor = self.claim(instance_id, incarnation)
         if descriptor is None:
             return None
-        lease = self.ours[instance_id] = LockedLease(instance_id, incarnation, self, descriptor)
+        written = signature(os.fstat(descriptor))
+        lease = self.ours[instance_id] = LockedLease(instance_id, incarnation, self, descriptor, written)
         return lease
 
     def claim(self, instance_id: int, incarnation: int) -> int | None:
@@ -175,20 +181,26 @@ class LockedLeases:
                 self.records.scan(time.monotonic())
                 self.records.remove_all(instance_id)
             self.layout.share(path)
-            os.ftruncate(descriptor, 0)
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            write_all(descriptor, content_of(incarnation))
+            self.fill(descriptor, incarnation)
             return descriptor
         except BaseException:
             unlink(path)
             close(descriptor)
             raise
 
+    def fill(self, descriptor: int, incarnation: int) -> Signature:
+        """Write our incarnation into a lease file that we hold. Raises OSError."""
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        write_all(descriptor, content_of(incarnation))
+        return signature(os.fstat(descriptor))
+
     def alive(self, now: float) -> dict[int, int]:
         """The incarnation that holds each lease; ``dead`` are the ids whose lock is free. Raises OSError."""
         found: dict[int, int] = {}
         known, self._known = self._known, {}
-        self.present, self.dead = set(self.layout.lease_names()), set()
+        self.present, self.unfinished = self.layout.lease_ids()
+        self.dead = set()
         for instance_id in self.present:
             if instance_id in self.ours:
                 found[instance_id] = self.ours[instance_id].incarnation

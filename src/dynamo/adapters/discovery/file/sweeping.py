@@ -55,7 +55,7 @@ class Sweeper:
     def say_away(self, reason: str) -> None:
         """What is known stays in force; the next sweep that succeeds is a snapshot. From any thread."""
         with self._lock:
-            if self.away != reason:
+            if not self.away:
                 log.warning("%s", reason)
             self.away = reason
             for watch in self._watches:
@@ -116,7 +116,7 @@ class Sweeper:
                 self.away = ""
 
     def _reap(self, now: float) -> None:
-        unowned = self._records.ids() - self._leases.present
+        unowned = (self._records.ids() | self._leases.unfinished) - self._leases.present
         self._orphans = {key: self._orphans.get(key, now) for key in unowned}
         late = {key for key, since in self._orphans.items() if now - since > self._orphan_s}
         for instance_id in self._leases.dead | late:
