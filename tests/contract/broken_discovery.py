@@ -1,6 +1,7 @@
 """Adapters that break one promise of the Discovery port each, made from ``mem``.
 
-``BREAKS`` lists them: the invariant, what replaces its base in the adapter's module, and the tests that notice.
+``BREAKS`` lists them: the invariant, what replaces its base in the adapter's module, and the tests that
+notice.
 """
 
 from __future__ import annotations

@@ -213,6 +213,9 @@ ALSO_FAIL: dict[str, set[str]] = {
 }
 """Tests of other invariants that fail with it."""
 
+# Without a window memory grows, and whether that holds up the neighbour for long depends on the machine.
+MAY_FAIL = {"r4_there_is_always_room": {"R13_a_slow_reader_holds_up_its_own_stream_alone"}}
+
 
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
@@ -237,7 +240,8 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("breakage", CAUGHT_BY)
 def test_a_broken_request_plane_is_caught(failed: dict[str, set[str]], breakage: str) -> None:
-    assert failed[breakage] == CAUGHT_BY[breakage] | ALSO_FAIL.get(breakage, set())
+    expected = CAUGHT_BY[breakage] | ALSO_FAIL.get(breakage, set())
+    assert failed[breakage] - MAY_FAIL.get(breakage, set()) == expected
 
 
 @pytest.mark.slow

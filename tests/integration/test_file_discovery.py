@@ -81,7 +81,8 @@ def shared(root: Path, ttl_s: float = TTL_S) -> str:
 
 
 def files(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.is_file())
+    """Every file below; folders may vanish while it looks."""
+    return sorted(Path(folder, name) for folder, _, names in os.walk(root) for name in names)
 
 
 # One host
