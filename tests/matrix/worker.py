@@ -7,6 +7,7 @@ once everything is registered, drains on SIGTERM and exits with 0.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections import defaultdict
@@ -116,5 +117,15 @@ async def main(name: str) -> None:
         await runtime.shutdown()
 
 
+def loop_factory() -> asyncio.AbstractEventLoop:
+    """The loop that the session asks for, in workers too."""
+    if os.environ.get("DYNAMO_TEST_LOOP") == "uvloop":
+        import uvloop
+
+        return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
+
+
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main(sys.argv[1]))
