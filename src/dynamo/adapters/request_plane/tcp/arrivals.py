@@ -10,15 +10,28 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+
+from attrs import frozen
 
 from dynamo.adapters.request_plane.tcp.link import Link
 
+QUEUE = 1024  # connections that the system holds for us to accept
 BURST = 32  # connections accepted before anything else gets a turn
 HANDSHAKES = 64  # under way at a time
 PAUSE_S = 0.1  # before the next try where the process has no descriptors left
 
 _PROACTOR = getattr(asyncio, "ProactorEventLoop", ())  # of Windows: tells no one that a socket is readable
+
+
+@frozen(eq=False)
+class Door:
+    """A listening socket, what makes the link of a connection that comes in by it, and its TLS."""
+
+    listener: socket.socket
+    make_link: Callable[[], Link]
+    context: ssl.SSLContext | None = None
 
 
 class Arrivals:
@@ -30,15 +43,33 @@ class Arrivals:
         self._loop = asyncio.get_running_loop()
         self._turns = asyncio.Semaphore(HANDSHAKES)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._doors: list[Door] = []
 
-    def accept(
-        self, listener: socket.socket, make_link: Callable[[], Link], context: ssl.SSLContext | None = None
-    ) -> None:
-        """Accept from ``listener`` until ``aclose``; each connection gets a link."""
-        self._start(self._accept(listener, make_link, context))
+    def accept(self, door: Door) -> None:
+        """Accept there until ``finish``."""
+        self._doors.append(door)
+        if isinstance(self._loop, _PROACTOR):
+            self._start(self._accept_one_by_one(door))
+        else:
+            self._watch(door)
+
+    def finish(self) -> None:
+        """Accept who has connected already, and close the listeners: the system turns away who comes now.
+
+        Whom it has connected and we have not accepted would be reset, when the call may have been sent.
+        """
+        for door in self._doors:
+            if not isinstance(self._loop, _PROACTOR):
+                self._loop.remove_reader(door.listener)
+            with suppress(OSError):
+                for connection in _waiting(door.listener, QUEUE):
+                    self._take(connection, door)
+            door.listener.close()
+        self._doors.clear()
 
     async def aclose(self) -> None:
         """Stop accepting, and close what has not finished its handshake."""
+        self.finish()
         while tasks := list(self._tasks):
             for task in tasks:
                 task.cancel()
@@ -50,28 +81,32 @@ class Arrivals:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _accept(
-        self, listener: socket.socket, make_link: Callable[[], Link], context: ssl.SSLContext | None
-    ) -> None:
-        while True:
+    def _watch(self, door: Door) -> None:
+        if door in self._doors:
+            self._loop.add_reader(door.listener, self._accept_some, door)
+
+    def _accept_some(self, door: Door) -> None:
+        try:
+            for connection in _waiting(door.listener, BURST):
+                self._take(connection, door)
+        except OSError:  # no descriptors left
+            self._loop.remove_reader(door.listener)
+            self._loop.call_later(PAUSE_S, self._watch, door)
+
+    async def _accept_one_by_one(self, door: Door) -> None:
+        while door in self._doors:
             try:
-                if isinstance(self._loop, _PROACTOR):
-                    accepted = [(await self._loop.sock_accept(listener))[0]]
-                else:
-                    await self._readable(listener)
-                    accepted = _accept_some(listener)
-            except OSError:  # no descriptors left
+                connection, _ = await self._loop.sock_accept(door.listener)
+            except OSError:
                 await asyncio.sleep(PAUSE_S)
-                continue
-            for connection in accepted:
-                link = make_link()
-                if link.closed:  # the server is closing
-                    connection.close()
-                else:
-                    arrival = _Arrival(connection, link)
-                    link.arrival = self._start(self._arrive(arrival, connection, context))
-                    link.arrival.add_done_callback(arrival.over)
-            await asyncio.sleep(0)
+            else:
+                self._take(connection, door)
+
+    def _take(self, connection: socket.socket, door: Door) -> None:
+        link = door.make_link()
+        arrival = _Arrival(connection, link)
+        link.arrival = self._start(self._arrive(arrival, connection, door.context))
+        link.arrival.add_done_callback(arrival.over)
 
     async def _arrive(
         self, arrival: _Arrival, connection: socket.socket, context: ssl.SSLContext | None
@@ -131,19 +166,14 @@ def _settle(readable: asyncio.Future[None]) -> None:
         readable.set_result(None)
 
 
-def _accept_some(listener: socket.socket) -> list[socket.socket]:
-    accepted: list[socket.socket] = []
-    while len(accepted) < BURST:
+def _waiting(listener: socket.socket, most: int) -> Iterator[socket.socket]:
+    """What waits to be accepted. Raises OSError where there are no descriptors left."""
+    for _ in range(most):
         try:
             connection, _ = listener.accept()
         except (BlockingIOError, InterruptedError):
-            break
+            return
         except ConnectionError:  # gone before it was accepted
             continue
-        except OSError:
-            if accepted:
-                break
-            raise
         connection.setblocking(False)
-        accepted.append(connection)
-    return accepted
+        yield connection

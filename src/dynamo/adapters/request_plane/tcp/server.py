@@ -14,7 +14,7 @@ from typing import cast
 
 from dynamo.adapters.request_plane.tcp import tls, unix
 from dynamo.adapters.request_plane.tcp.addresses import ANY_HOST, HostPort, UnixPath, own_address
-from dynamo.adapters.request_plane.tcp.arrivals import Arrivals
+from dynamo.adapters.request_plane.tcp.arrivals import QUEUE, Arrivals, Door
 from dynamo.adapters.request_plane.tcp.link import Call, Link
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, ConflictError, UnsupportedError
@@ -22,8 +22,8 @@ from dynamo.core.ports.request_plane import Accept, Server
 from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.stream import Stream
 
-BACKLOG = 1024
 MAX_OPENING = 1024  # connections that have not said who they are; one more costs the oldest its place
+WELCOME_S = 0.5  # for who connected at the very end to learn that nobody serves here any more
 CLOSE_S = 1.5  # for connections to end by themselves when the server closes
 
 
@@ -36,9 +36,9 @@ class TcpServer(Server):
         self._links: set[Link] = set()
         self._opening: dict[Link, None] = {}  # insertion order: the first is the oldest
         self._goaways = 0
-        self._closing = False
-        self._idle = asyncio.Event()
+        self._idle, self._all_known = asyncio.Event(), asyncio.Event()
         self._idle.set()
+        self._all_known.set()
         self.addresses_: tuple[str, ...] = ()
 
     @property
@@ -60,9 +60,14 @@ class TcpServer(Server):
         for link in list(self._links):
             link.abort()
 
+    async def welcomed(self) -> None:
+        """Wait, bounded, until all who connected have said hello, and know whether they are served here."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WELCOME_S):
+                await self._all_known.wait()
+
     async def close(self) -> None:
         """End every call and connection; those that do not leave in time are aborted."""
-        self._closing = True
         for link in list(self._links):
             link.close()
         try:
@@ -79,17 +84,16 @@ class TcpServer(Server):
         self._links.add(link)
         self._opening[link] = None
         self._idle.clear()
+        self._all_known.clear()
         if len(self._opening) > MAX_OPENING:
             next(iter(self._opening)).abort()
-        if self._closing:  # was being accepted when the listener closed
-            link.abort()
         return link
 
     def _accept(self, stream: Stream) -> None:
         self._accept_call(cast(Call, stream))
 
     def _ready(self, link: Link) -> None:
-        self._opening.pop(link, None)
+        self._known(link)
         for _ in range(self._goaways):
             link.connection.goaway()
 
@@ -102,9 +106,14 @@ class TcpServer(Server):
 
     def _ended(self, link: Link) -> None:
         self._links.discard(link)
-        self._opening.pop(link, None)
+        self._known(link)
         if not self._links:
             self._idle.set()
+
+    def _known(self, link: Link) -> None:
+        self._opening.pop(link, None)
+        if not self._opening:
+            self._all_known.set()
 
 
 @asynccontextmanager
@@ -127,11 +136,16 @@ async def listening(
                 addresses.insert(0, str(path))
         arrivals = Arrivals(settings.connect_timeout_s)
         stack.push_async_callback(arrivals.aclose)
-        arrivals.accept(bound, server.link, context)
+        arrivals.accept(Door(bound, server.link, context))
         if beside is not None:
-            arrivals.accept(beside, lambda: server.link(_UnixLink))
+            arrivals.accept(Door(beside, lambda: server.link(_UnixLink)))
         server.addresses_ = tuple(addresses)
-        yield
+        try:
+            yield
+        finally:
+            server.refuse()
+            arrivals.finish()
+            await server.welcomed()
 
 
 @contextmanager
@@ -144,7 +158,7 @@ def _unix(incarnation: int) -> Iterator[tuple[socket.socket, UnixPath]]:
         listener.setblocking(False)
         listener.bind(fresh)
         os.chmod(fresh, 0o600)
-        listener.listen(BACKLOG)
+        listener.listen(QUEUE)
         os.rename(fresh, path)  # appears listening: one that refuses is taken for a dead one's
     except OSError as error:
         listener.close()
@@ -194,7 +208,7 @@ async def _bind(
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if bind_host == "::" else 1)
         listener.bind(address)
-        listener.listen(BACKLOG)
+        listener.listen(QUEUE)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
