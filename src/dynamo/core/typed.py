@@ -16,7 +16,7 @@ from typing import Any
 
 from dynamo.core.errors import BadPayloadError, ConfigError, MissingExtraError
 
-_WITH_PATH = re.compile(r"(.*) - at `(key in )?\$([^`]*)`", re.DOTALL)
+_WITH_PATH = re.compile(r"(.*) - at (`key` in )?`\$([^`]*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 _STEP = re.compile(r"\.([^.\[]+)|\[[^]]*\]")
 

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 from dynamo.core.errors import ConfigError, MissingExtraError
 from dynamo.core.model import shown
 from dynamo.core.typed import converter, did_you_mean
+from dynamo.sdk.marks import title
 from dynamo.sdk.signature import resolved
 from dynamo.sdk.spec import ServiceSpec
 
@@ -94,10 +95,11 @@ class Taken:
     """What the class of a service takes from the configuration, by key and type."""
 
     def __init__(self, spec: ServiceSpec) -> None:
-        self._spec, self._where = spec, spec.cls.__qualname__.rpartition("<locals>.")[2]
-        init = spec.cls.__init__
+        self._spec, self._where = spec, title(spec.cls)
+        fields = hasattr(spec.cls, "__attrs_attrs__") or hasattr(spec.cls, "__dataclass_fields__")
+        annotated = spec.cls if fields else spec.cls.__init__  # a made __init__ can't resolve its annotations
         parameters = list(inspect.signature(spec.cls).parameters.values())
-        hints = resolved(init, spec.cls, f"{self._where}.__init__") if parameters else {}
+        hints = resolved(annotated, spec.cls, f"{self._where}.__init__") if parameters else {}
         self.any_key = any(one.kind is one.VAR_KEYWORD for one in parameters)
         self._arguments = {
             one.name: (hints.get(one.name, Any), one.default)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, overload
 from dynamo.core.errors import ConfigError
 from dynamo.core.model import shown
 from dynamo.core.routing import Strategy
+from dynamo.sdk.marks import title
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ class Dependency(_Given):
         if not isinstance(service, str):
             return service
         module, _, name = service.rpartition(":")
-        where = f"{owner.__qualname__}.{self.attribute}"
+        where = f"{title(owner)}.{self.attribute}"
         try:
             found = getattr(
                 importlib.import_module(module) if module else sys.modules[owner.__module__], name
@@ -64,7 +65,7 @@ class Dependency(_Given):
         return found
 
     def _missing(self, instance: Any) -> Any:
-        owner = type(instance).__qualname__.rpartition("<locals>.")[2]
+        owner = title(type(instance))
         name = self.service if isinstance(self.service, str) else self.service.__name__
         raise ConfigError(
             f"{owner}.{self.attribute} calls the service {name}, which can be reached once {owner} is "
@@ -83,7 +84,7 @@ class Configured(_Given):
         try:
             made = self.model()
         except Exception as error:
-            owner = type(instance).__qualname__.rpartition("<locals>.")[2]
+            owner = title(type(instance))
             raise ConfigError(
                 f"{owner}.{self.attribute} is built from the configuration when {owner} is served; without a "
                 f"runtime set it, for {self.model.__name__}() alone fails: {error}"

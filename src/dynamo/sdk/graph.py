@@ -79,8 +79,11 @@ class ServiceGraph:
         raise ConfigError(f"unknown service {name!r}; {did_you_mean(name, known)}")
 
     def of_class(self, cls: type[Any]) -> PlannedService:
-        """The planned service of a class that is part of the graph."""
-        return self[ServiceSpec.of(cls).name]
+        """The planned service of a class. Raises ConfigError if it is not part of the graph."""
+        planned = self[ServiceSpec.of(cls).name]
+        if planned.service.cls is not cls:
+            raise ConfigError(f"{planned.name!r} is {_full(planned.service.cls)} here, not {_full(cls)}")
+        return planned
 
 
 def _collect(declared: type[Any], specs: dict[str, ServiceSpec], way: tuple[type[Any], ...]) -> None:
@@ -88,22 +91,16 @@ def _collect(declared: type[Any], specs: dict[str, ServiceSpec], way: tuple[type
         circle = " -> ".join(one.__name__ for one in (*way[way.index(declared) :], declared))
         raise ConfigError(f"services depend on each other in a circle: {circle}; one of them must do without")
     spec = ServiceSpec.of(declared)
-    known = specs.get(spec.name)
-    if known is not None and known.cls is not declared:
+    if (known := specs.get(spec.name)) is None:
+        spec.check()
+        for needed in spec.dependencies:
+            _collect(needed, specs, (*way, declared))
+        known = specs.setdefault(spec.name, spec)
+    if known.cls is not declared:
         raise ConfigError(
             f"two services are named {spec.name!r}: {_full(known.cls)} and {_full(declared)}; "
             "give one another name with @service(name=...)"
         )
-    if known is None:
-        spec.check()
-        for needed in spec.dependencies:
-            try:
-                _collect(needed, specs, (*way, declared))
-            except ConfigError as error:
-                if "is not a service" in str(error) and needed.__qualname__ in str(error):
-                    raise ConfigError(f"{declared.__qualname__} depends on it, but {error}") from None
-                raise
-        specs[spec.name] = spec
 
 
 def _full(cls: type[Any]) -> str:

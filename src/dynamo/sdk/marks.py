@@ -178,7 +178,7 @@ def service(
     def mark(cls: C) -> C:
         if not isinstance(cls, type):
             raise ConfigError(f"@service takes a class, not {shown(cls)}")
-        where = cls.__qualname__
+        where = title(cls)
         if namespace is not None:
             _named(where, "namespace", namespace)
         _named(where, "service", called := cls.__name__ if name is None else name)
@@ -207,7 +207,13 @@ def _title(function: Any) -> str:
         )
     if not inspect.isfunction(function):
         raise ConfigError(f"this decorator takes a method, not {shown(function)}")
-    return function.__qualname__.rpartition("<locals>.")[2]
+    return title(function)
+
+
+def title(named: Any) -> str:
+    """A class or a method for a message: without the function that it was defined in."""
+    name: str = named.__qualname__
+    return name.rpartition("<locals>.")[2]
 
 
 def _check_async(where: str, decorator: str, function: Any) -> None:
@@ -215,6 +221,8 @@ def _check_async(where: str, decorator: str, function: Any) -> None:
         raise ConfigError(
             f"{where}: {decorator} takes an async method: write 'async def {function.__name__}'"
         )
+    if not inspect.signature(function).parameters:
+        raise ConfigError(f"{where}: a method takes self first")
 
 
 def _named(where: str, kind: str, name: object) -> None:

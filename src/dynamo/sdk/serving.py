@@ -42,19 +42,24 @@ class ServedServices:
 
 @asynccontextmanager
 async def serve_services(
-    runtime: DistributedRuntime, *services: type[Any], config: RawConfig | None = None
+    runtime: DistributedRuntime,
+    *services: type[Any],
+    config: RawConfig | None = None,
+    graph: ServiceGraph | None = None,
 ) -> AsyncGenerator[ServedServices]:
     """Serve exactly these services in this process for the block; what they depend on may be elsewhere.
 
     Each, dependencies first: constructed, configured and given its clients, ``on_start``, then its endpoints
     are served. Leaving goes the other way round: drained, then ``on_shutdown``, bounded by
-    ``DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS``. ``config`` is what ``read_config`` gives. Raises
-    ConfigError before anything starts, what ``on_start`` raises, and what ``Endpoint.serve`` raises.
+    ``DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS``. ``config`` is what ``read_config`` gives, for
+    these services and what they depend on; a ``graph`` of more services has its own. Raises ConfigError
+    before anything starts, what ``on_start`` raises, and what ``Endpoint.serve`` raises.
     """
     if not services:
         raise ConfigError("serve_services was given no service")
-    graph = ServiceGraph.of(*services, config=config)
-    planned = [one for one in graph if one.service.cls in services]
+    graph = ServiceGraph.of(*services, config=config) if graph is None else graph
+    chosen = {graph.of_class(one).name for one in services}
+    planned = [one for one in graph if one.name in chosen]
     for one in planned:
         one.check()
     served = ServedServices(runtime)
@@ -193,13 +198,13 @@ async def service_client(
     service: type[T],
     *,
     strategy: str | Strategy = "round_robin",
-    config: RawConfig | None = None,
+    graph: ServiceGraph | None = None,
 ) -> T:
     """A client of a service, for who is no service: what ``depends`` gives, until the runtime closes.
 
+    A ``graph`` knows the namespace that a configuration gave it.
     Raises ConfigError, UnavailableError, ClosedError.
     """
-    graph = ServiceGraph.of(service, config=config)
-    planned = graph.of_class(service)
+    planned = (graph or ServiceGraph.of(service)).of_class(service)
     clients = await _clients(runtime, planned, strategy)
     return cast(T, _service_client(runtime, planned, clients))

@@ -52,7 +52,8 @@ class Signature:
                 continue
             if one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
                 raise ConfigError(
-                    f"{where}: parameter {str(one)!r}: arguments come by name, so each has a name of its own"
+                    f"{where}: parameter {one.replace(annotation=one.empty)}: arguments come by name, "
+                    "so each has a name of its own"
                 )
             shown.append(one)
             self.parameters[one.name] = Parameter(one.name, kind, one.default)
@@ -168,8 +169,8 @@ class Signature:
             raise ConfigError(f"{where}: {error}") from error
 
 
-def resolved(function: Callable[..., Any], owner: type, where: str) -> dict[str, Any]:
-    """The annotations of ``function`` as types. Raises ConfigError for one that cannot be found."""
+def resolved(function: Any, owner: type, where: str) -> dict[str, Any]:
+    """The annotations of a function or class as types. Raises ConfigError for one that cannot be found."""
     try:
         return typing.get_type_hints(function, localns={owner.__name__: owner}, include_extras=True)
     except NameError as error:

@@ -14,7 +14,7 @@ from dynamo.core.errors import ConfigError
 from dynamo.core.model import shown
 from dynamo.sdk.current import CURRENT
 from dynamo.sdk.depending import Configured, Dependency
-from dynamo.sdk.marks import ENDPOINT, HOOK, SERVICE, EndpointMark, RouteMark, ServiceMark
+from dynamo.sdk.marks import ENDPOINT, HOOK, SERVICE, EndpointMark, RouteMark, ServiceMark, title
 from dynamo.sdk.signature import Parameter, Signature
 
 
@@ -25,7 +25,7 @@ class ServiceMethod:
         self.owner, self.attribute, self.function = owner, attribute, function
         self.mark: EndpointMark = getattr(function, ENDPOINT)
         self.name = self.mark.name or attribute
-        self.where = f"{owner.__qualname__.rpartition('<locals>.')[2]}.{attribute}"
+        self.where = f"{title(owner)}.{attribute}"
         self.streaming = inspect.isasyncgenfunction(function)
         self._service = service
 
@@ -91,8 +91,17 @@ class ServiceSpec:
 
     @property
     def dependencies(self) -> tuple[type[Any], ...]:
-        """The services that it depends on. Raises ConfigError for one given by name that is not there."""
-        return tuple(one.target(self.cls) for one in self.depends)
+        """The services that it depends on. Raises ConfigError for what is not there, or is no service."""
+        return tuple(self._needed(one) for one in self.depends)
+
+    def _needed(self, dependency: Dependency) -> type[Any]:
+        target = dependency.target(self.cls)
+        if not isinstance(target.__dict__.get(SERVICE), ServiceSpec):
+            raise ConfigError(
+                f"{title(self.cls)}.{dependency.attribute} depends on {target.__qualname__}, "
+                "which is not a service: put @service on it"
+            )
+        return target
 
     @classmethod
     def of(cls, declared: Any) -> ServiceSpec:
@@ -113,12 +122,14 @@ class ServiceSpec:
 
 def read_service(declared: type[Any], mark: ServiceMark) -> ServiceSpec:
     """Read a class and note in it what was found. Raises ConfigError."""
-    where = declared.__qualname__.rpartition("<locals>.")[2]
+    where = title(declared)
     methods: dict[str, ServiceMethod] = {}
     hooks: list[tuple[str, str]] = []
     depends: list[Dependency] = []
     configured: list[Configured] = []
-    attributes = {name: value for owner in reversed(declared.__mro__) for name, value in vars(owner).items()}
+    attributes: dict[str, Any] = {
+        name: value for owner in reversed(declared.__mro__) for name, value in vars(owner).items()
+    }
     for attribute, value in attributes.items():
         inherited = [vars(owner)[attribute] for owner in declared.__mro__ if attribute in vars(owner)]
         if isinstance(value, Dependency):
@@ -127,6 +138,10 @@ def read_service(declared: type[Any], mark: ServiceMark) -> ServiceSpec:
         elif isinstance(value, Configured):
             value.attribute = attribute
             configured.append(value)
+        elif type(value) in (staticmethod, classmethod) and (
+            hasattr(value, ENDPOINT) or hasattr(value, HOOK)
+        ):
+            raise ConfigError(f"{where}.{attribute}: a {type(value).__name__} can't be an endpoint or a hook")
         elif isinstance(getattr(value, ENDPOINT, None), EndpointMark):
             method = ServiceMethod(declared, mark.name, attribute, value)
             if (other := methods.get(method.name)) is not None:
