@@ -16,7 +16,8 @@ from contextlib import asynccontextmanager
 import attrs
 from attrs import frozen
 
-from dynamo.adapters.discovery.mem import MemDiscovery, MemLease, MemStore
+from dynamo.adapters.discovery.mem import MemDiscovery, MemStore
+from dynamo.adapters.discovery.mem.client import MemLease
 from dynamo.core.errors import ClosedError, ConflictError
 from dynamo.core.health import Health, Status
 from dynamo.core.model import EndpointId, Instance, InstanceKey, Scope

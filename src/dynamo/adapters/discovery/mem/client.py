@@ -1,158 +1,24 @@
-"""Discovery within one process: ``mem://name``, the reference that the contract is written against.
-
-All clients of one name share a store; plain ``mem://`` is the name ``default``. The store goes when its last
-client closes. Records pass through the codec, so that what another backend could not carry fails here too.
-Clients may live on loops of different threads. Each pulses while its loop runs; one whose pulse stood still
-for a TTL's worth of another's pulses is dead. No clock decides that: a loop that was blocked buries nobody.
-
-=============  ============================
-capability
-=============  ============================
-liveness       ttl: ``?ttl_s=``, else 10 s
-dynamic        yes
-cross_process  no
-cross_host     no
-=============  ============================
-
-Errors: UnavailableError while ``MemStore.outage`` is on; the others as in the port.
-"""
+"""The Discovery port over a store of this process: what a runtime sees."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import threading
 import time
-import weakref
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from urllib.parse import urlsplit
+from contextlib import asynccontextmanager
 
 import anyio
-from attrs import define, field, frozen
 
-from dynamo.adapters.discovery.options import ttl_option
+from dynamo.adapters.discovery.mem.store import MemStore
 from dynamo.core.codec import decode_instance, encode_instance
-from dynamo.core.config import Settings
-from dynamo.core.errors import (
-    BadPayloadError,
-    ClosedError,
-    ConfigError,
-    ConflictError,
-    LeaseLostError,
-    UnavailableError,
-)
+from dynamo.core.errors import ClosedError, ConfigError, ConflictError, LeaseLostError, UnavailableError
 from dynamo.core.health import Health, Status
-from dynamo.core.model import EndpointId, Instance, InstanceKey, Scope, check_name
+from dynamo.core.model import EndpointId, Instance, InstanceKey, Scope
 from dynamo.core.ports.discovery import Capability, Discovery, Identity, Lease, Liveness, Watch
-from dynamo.core.registry import url_options
 from dynamo.core.watching import ConflatingWatch
 
 PULSES = 5  # in a TTL
-
-log = logging.getLogger(__name__)
-
-
-@frozen(eq=False)
-class Entry:
-    """A record and whose it is."""
-
-    instance: Instance | None  # None: it cannot be read
-    owner: MemLease | None  # None: written by hand
-
-
-@define(eq=False)
-class MemStore:
-    """What the clients of one name share; its methods may be called from any thread.
-
-    ``outage``, ``expire``, ``delete`` and ``write`` are for tests: what an operator would do, or a failure.
-    """
-
-    name: str
-    down: bool = False
-    entries: dict[InstanceKey, Entry] = field(factory=dict)
-    clients: dict[MemDiscovery, None] = field(factory=dict)
-    lock: threading.RLock = field(factory=threading.RLock)
-
-    @property
-    def reason(self) -> str:
-        """Why nothing works during an outage."""
-        return f"mem://{self.name} is away (MemStore.outage)"
-
-    def sync(self, watch: ConflatingWatch, scope: Scope) -> None:
-        """Bring a watch to the present state, whatever it showed before."""
-        if self.down:
-            watch.stale(self.reason)
-        else:
-            found = (entry.instance for entry in self.entries.values())
-            watch.reset(tuple(i for i in found if i is not None and scope.covers(i.endpoint_id)))
-
-    def put(self, owner: MemLease, instance: Instance) -> bool:
-        """Register; False: the live lease of another incarnation holds the key."""
-        held = self.entries.get(instance.key)
-        if held is not None and held.owner is not None and held.owner.incarnation != owner.incarnation:
-            return False
-        self._set(instance.key, Entry(instance, owner))
-        return True
-
-    def remove(self, owner: MemLease, key: InstanceKey) -> None:
-        held = self.entries.get(key)
-        if held is not None and held.owner is owner:
-            self._unset(key)
-
-    def outage(self, on: bool) -> None:
-        """Take the backend away from every client, or bring it back."""
-        with self.lock:
-            self.down = on
-            for client in self.clients:
-                client.sync()
-
-    def expire(self) -> None:
-        """Drop every lease, as after a partition longer than the TTL."""
-        with self.lock:
-            for client in self.clients:
-                client.lose("mem: the store dropped the lease")
-
-    def delete(self, key: InstanceKey) -> None:
-        """Remove a key behind its owner's back."""
-        with self.lock:
-            self._unset(key)
-
-    def write(self, key: InstanceKey, record: bytes) -> None:
-        """Store a record that no lease owns."""
-        instance: Instance | None = None
-        try:
-            instance = decode_instance(record)
-        except BadPayloadError as error:
-            log.warning("mem://%s: record %s#%x is passed over: %s", self.name, *key, error)
-        with self.lock:
-            self._set(key, Entry(instance, None))
-
-    def _set(self, key: InstanceKey, entry: Entry) -> None:
-        self.entries[key] = entry
-        for client in self.clients:
-            client.changed(key, entry.instance)
-
-    def _unset(self, key: InstanceKey) -> None:
-        if self.entries.pop(key, None) is not None:
-            for client in self.clients:
-                client.changed(key, None)
-
-
-_stores: weakref.WeakValueDictionary[str, MemStore] = weakref.WeakValueDictionary()
-_stores_lock = threading.Lock()
-
-
-def _in_child() -> None:
-    _stores.clear()  # what the parent's runtimes registered is nobody's here
-    _stores_lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_stores_lock.acquire, after_in_parent=_stores_lock.release, after_in_child=_in_child
-    )
 
 
 class MemLease(Lease):
@@ -372,35 +238,10 @@ class MemDiscovery(Discovery):
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        with _stores_lock, self.store.lock:
+        with self.store.lock:
             self.store.clients.pop(self, None)
-            if not self.store.clients and _stores.get(self.store.name) is self.store:
-                del _stores[self.store.name]
 
     def _check_open(self) -> None:
         if self._closed or self._pid != os.getpid():
             why = "this client is closed" if self._closed else "opened by the parent of this process"
             raise ClosedError(f"mem://{self.store.name}: {why}")
-
-
-def open_mem(url: str, settings: Settings) -> AbstractAsyncContextManager[MemDiscovery]:
-    """``mem://name?ttl_s=10``; without a name it is ``default``. Raises ConfigError."""
-    parts = urlsplit(url)
-    if parts.path.strip("/") or parts.fragment:
-        raise ConfigError(f"{url}: expected mem://name")
-    ttl_s = ttl_option(url, url_options(url, ("ttl_s",)))
-    return _open(check_name("mem store", parts.netloc or "default"), ttl_s)
-
-
-@asynccontextmanager
-async def _open(name: str, ttl_s: float) -> AsyncIterator[MemDiscovery]:
-    with _stores_lock:
-        store = _stores.get(name)
-        if store is None:
-            store = _stores[name] = MemStore(name=name)
-        client = MemDiscovery(store, ttl_s)
-        client.pulse()
-    try:
-        yield client
-    finally:
-        client.close()
