@@ -53,6 +53,12 @@ READ = [
     ("DYN_TCP_MAX_MESSAGE_SIZE", "1024", "max_message_bytes", 1024),
     ("DYN_WINDOW_BYTES", "65536", "window_bytes", 65536),
     ("DYN_RECEIVE_BUDGET_BYTES", str(2**40), "receive_budget_bytes", 2**40),
+    ("DYN_SYSTEM_PORT", "0", "system_port", 0),
+    ("DYN_SYSTEM_HOST", "0.0.0.0", "system_host", "0.0.0.0"),
+    ("DYN_TELEMETRY", "Prometheus", "telemetry", "prometheus"),
+    ("DYN_HEALTH_CHECK_ENABLED", "true", "health_check_enabled", True),
+    ("DYN_CANARY_WAIT_TIME", "5", "canary_wait_s", 5.0),
+    ("DYN_HEALTH_CHECK_REQUEST_TIMEOUT", "300", "health_check_timeout_s", 300.0),
     ("DYN_LOG", "debug", "log", "debug"),
     ("DYN_LOGGING_JSONL", "Yes", "log_jsonl", True),
     ("DYN_LOGGING_JSONL", "off", "log_jsonl", False),
@@ -93,6 +99,14 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert settings.window_bytes == 256 * 2**10
     assert settings.receive_budget_bytes == 256 * 2**20
     assert settings.file_root.name == "dynamo_store_kv"
+
+
+@pytest.mark.parametrize("off", ["-1", " -1 "])
+def test_the_status_server_is_off_unless_a_port_is_given(off: str) -> None:
+    assert Settings.from_env({}).system_port is None
+    assert Settings.from_env({"DYN_SYSTEM_PORT": off}).system_port is None
+    with pytest.raises(ConfigError, match=r"^DYN_SYSTEM_PORT='-2': expected a port"):
+        Settings.from_env({"DYN_SYSTEM_PORT": "-2"})
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\t"])

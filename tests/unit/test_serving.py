@@ -449,7 +449,7 @@ class Tally:
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def endpoint(self, endpoint_id: EndpointId, side: Side) -> Tally:
+    def endpoint(self, endpoint_id: EndpointId, side: Side, labels: Any = None) -> Tally:
         return self if side is Side.SERVER else Tally()
 
     def started(self) -> None:

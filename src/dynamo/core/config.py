@@ -85,6 +85,11 @@ def _port(value: Any) -> int:
     return port
 
 
+def _port_or_off(value: Any) -> int | None:
+    """-1 is Dynamo's way to say that there is none."""
+    return None if str(value).strip() == "-1" else _port(value)
+
+
 def _flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -198,6 +203,13 @@ class Settings:
     max_message_bytes: int = _setting(32 * 2**20, _bytes, "DYN_TCP_MAX_MESSAGE_SIZE")
     window_bytes: int = _setting(256 * 2**10, _bytes, "DYN_WINDOW_BYTES")
     receive_budget_bytes: int = _setting(256 * 2**20, _bytes, "DYN_RECEIVE_BUDGET_BYTES")
+
+    system_port: int | None = _setting(None, _port_or_off, "DYN_SYSTEM_PORT")
+    system_host: str | None = _setting(None, _text, "DYN_SYSTEM_HOST")
+    telemetry: str | None = _setting(None, _adapter({}), "DYN_TELEMETRY")
+    health_check_enabled: bool = _setting(False, _flag, "DYN_HEALTH_CHECK_ENABLED")
+    canary_wait_s: float = _setting(10.0, _positive_seconds, "DYN_CANARY_WAIT_TIME")
+    health_check_timeout_s: float = _setting(3.0, _positive_seconds, "DYN_HEALTH_CHECK_REQUEST_TIMEOUT")
 
     log: str = _setting("info", _text, "DYN_LOG")
     log_jsonl: bool = _setting(False, _flag, "DYN_LOGGING_JSONL")

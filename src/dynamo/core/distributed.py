@@ -18,11 +18,13 @@ from dynamo.core.config import Settings
 from dynamo.core.endpoint import Endpoint, Namespace
 from dynamo.core.errors import ClosedError, ConfigError
 from dynamo.core.handlers import HandlerFunction
-from dynamo.core.health import Health, Status
+from dynamo.core.health import Health, Readiness, Status
 from dynamo.core.hosting import Hosting, ServeOptions
 from dynamo.core.lifetime import Ending, Owner, running_loop, see_through, within
-from dynamo.core.membership import Memberships
+from dynamo.core.membership import Membership, Memberships
+from dynamo.core.metrics import EndpointMetrics
 from dynamo.core.model import EndpointId, Instance
+from dynamo.core.observing import EngineRoute, Observing
 from dynamo.core.opening import CLOSE_S, Adapters
 from dynamo.core.ports.telemetry import Telemetry
 
@@ -50,7 +52,7 @@ class DistributedRuntime:
         event_plane: str | None = None,
         response_plane: str | None = None,
         discovery: str | None = None,
-        telemetry: Telemetry | None = None,
+        telemetry: Telemetry | str | None = None,
         handle_signals: bool = False,
         **settings: Any,
     ) -> None:
@@ -71,15 +73,17 @@ class DistributedRuntime:
             "discovery_backend": discovery if discovery is not None else discovery_backend,
             "request_plane": request_plane,
             "event_plane": event_plane,
+            "telemetry": telemetry if isinstance(telemetry, str) else None,
         }
         settings.update({name: value for name, value in chosen.items() if value is not None})
         self.settings = Settings.from_env(**settings)
         self._adapters = Adapters(self.settings)
         self._owner = Owner("this runtime", event_loop)
-        self._telemetry, self._handle_signals = telemetry, handle_signals
-        self._hosting = Hosting(self._adapters, telemetry, shut_down=self._begin_end)
+        self._handle_signals = handle_signals
+        self.observing = Observing(self.settings, None if isinstance(telemetry, str) else telemetry)
+        self._hosting = Hosting(self._adapters, self.observing, shut_down=self._begin_end)
         self._opened = self._ended = False
-        self._ready = True
+        self._ready: bool | None = None  # the program's own word
         self._memberships: Memberships | None = None
         self._clients: WeakSet[Client] = WeakSet()
         self._ending: asyncio.Task[None] | None = None
@@ -122,8 +126,22 @@ class DistributedRuntime:
         return tuple(served.endpoint_id for served in self._hosting.served.values())
 
     def set_health_status(self, ready: bool) -> None:
-        """The program's own word on its readiness: False makes ``health`` DOWN, whatever else is well."""
+        """The program's own word on its readiness: False makes ``health`` DOWN, whatever else is well.
+
+        True is only needed by a program that serves nothing: for it ``/health`` is 503 until then.
+        """
         self._ready = ready
+
+    def system_status_server_url(self) -> str | None:
+        """``http://host:port`` while the status server is open, which ``DYN_SYSTEM_PORT`` asks for."""
+        return self.observing.url
+
+    def register_engine_route(self, name: str, callback: EngineRoute) -> None:
+        """``POST /engine/{name}`` on the status server awaits ``callback(body)`` with the JSON body and
+        answers with the JSON value that it returns; what it raises is a 500 with its text.
+
+        Raises ConfigError: a bad name, or one that is taken."""
+        self.observing.add_route(name, callback)
 
     def health(self) -> Health:
         """What a probe wants to know: UP, STALE (serving on the last known state), or DOWN, and why, in one
@@ -136,7 +154,7 @@ class DistributedRuntime:
             return Health(status=Status.DOWN, detail="shutting down: finishing what runs, taking nothing new")
         if not self._opened:
             return Health(status=Status.DOWN, detail="not opened yet")
-        if not self._ready:
+        if self._ready is False:
             return Health(status=Status.DOWN, detail="set_health_status(False)")
         health = self._hosting.health()
         if health.status is Status.UP and self._memberships is not None and self._memberships.stale:
@@ -144,8 +162,40 @@ class DistributedRuntime:
             return Health(status=Status.STALE, detail=detail)
         return health
 
+    def readiness(self) -> Readiness:
+        """Whether traffic should come here, and how each endpoint and each link stands: what ``/health``
+        shows.
+
+        A backend that is away leaves a runtime ready that serves on what it knows; a runtime that serves
+        nothing is not, unless it said ``set_health_status(True)``.
+        """
+        health, endpoints, links = self.health(), self._hosting.endpoints(), self._hosting.links()
+        if health.ok:
+            reasons = [f"{path}: {one.detail}" for path, one in endpoints.items() if not one.ok]
+            if not endpoints and self._ready is None:
+                reasons.append(
+                    "starting: nothing is served yet (a program that only calls says set_health_status(True))"
+                )
+        else:
+            reasons = [health.detail]
+        if self._memberships is not None and (stale := self._memberships.stale) is not None:
+            links["discovery"] = Health(status=Status.STALE, detail=stale)
+        return Readiness(ready=not reasons, reasons=tuple(reasons), endpoints=endpoints, links=links)
+
+    @property
+    def watched(self) -> tuple[Membership, ...]:
+        """The endpoints whose instances this runtime's clients follow."""
+        return () if self._memberships is None else self._memberships.watched
+
     async def __aenter__(self) -> DistributedRuntime:
         self._enter()
+        try:
+            await self.observing.open(self)
+        except BaseException:
+            self.shutdown()
+            if self._ending is not None:
+                await see_through(self._ending)
+            raise
         return self
 
     async def __aexit__(
@@ -187,20 +237,28 @@ class DistributedRuntime:
             if self._handle_signals:
                 signals.handle(self, loop, self._begin_end)
 
+    async def _open(self) -> None:
+        """``_enter``, and what watches this runtime."""
+        self._enter()
+        await self.observing.open(self)
+
+    def _metrics(self, endpoint_id: EndpointId) -> EndpointMetrics:
+        return self.observing.of(endpoint_id)
+
     @asynccontextmanager
     async def _serve(
         self, endpoint_id: EndpointId, function: HandlerFunction, options: ServeOptions
     ) -> AsyncGenerator[Instance]:
-        self._enter()
+        await self._open()
         async with self._hosting.serve(endpoint_id, function, options) as instance:
             yield instance
 
     async def _announce(self, endpoint_id: EndpointId, *, announced: bool) -> None:
-        self._enter()
+        await self._open()
         await self._hosting.announce(endpoint_id, announced=announced)
 
     async def _client(self, endpoint_id: EndpointId, **options: Any) -> Client:
-        self._enter()
+        await self._open()
         memberships = await self._adapters.patiently(self._find_out(), lambda: None)
         membership = memberships.of(endpoint_id)
         client = Client(
@@ -208,7 +266,7 @@ class DistributedRuntime:
             membership=membership,
             dial=self._adapters.dial,
             settings=self.settings,
-            telemetry=self._telemetry,
+            telemetry=self.observing.telemetry,
             **options,
         )
         self._clients.add(client)
@@ -219,7 +277,7 @@ class DistributedRuntime:
         discovery = await self._adapters.discovery()
         await self._adapters.serving_plane()  # which is mostly the one to dial by
         if self._memberships is None:
-            self._memberships = Memberships(discovery, self._telemetry)
+            self._memberships = Memberships(discovery, self.observing.telemetry)
         return self._memberships
 
     # The end.
@@ -240,6 +298,7 @@ class DistributedRuntime:
                 await within(CLOSE_S, self._memberships.aclose())
             await self._hosting.close()
             await self._adapters.close()
+            await self.observing.close()
             signals.release(self)
 
     async def _until_ended(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dynamo.core.errors import ClosedError
 from dynamo.core.handlers import HandlerFunction
 from dynamo.core.hosting import ServeOptions
+from dynamo.core.metrics import EndpointMetrics
 from dynamo.core.model import EndpointId, Instance, check_name
 from dynamo.core.routing import Strategy
 
@@ -69,27 +70,33 @@ class Endpoint:
         labels: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
         graceful_shutdown: bool = True,
         duplex: bool | None = None,
+        health_check_payload: Any = None,
     ) -> AbstractAsyncContextManager[Instance]:
         """Serve it for the block, which gets the registered instance: reachable first, then registered.
 
         ``name`` is unique in the endpoint and lets callers say ``direct``; ``idempotent`` lets them try
         again what may have started. At most ``max_inflight`` handlers run and ``queue`` calls wait (as many
         again unless said); beyond that a call is refused as overloaded. ``metadata`` is small and static,
-        ``labels`` go into it for the metrics of others. With ``duplex`` the handler gets a RequestStream;
-        None lets its annotation decide.
+        ``labels`` go into it, and onto the endpoint's metrics. With ``duplex`` the handler gets a
+        RequestStream; None lets its annotation decide.
+        ``health_check_payload`` is a request that the handler is asked with while nobody else asks, where
+        ``DYN_HEALTH_CHECK_ENABLED`` says so; without an answer in time ``/health`` is 503.
 
         Leaving the block withdraws the endpoint: draining, grace, refuse, finish, cancel, unregister, each
         bounded; without ``graceful_shutdown`` open streams are cancelled instead of finished. Entering
         waits for discovery. Raises UnavailableError after ``DYN_STARTUP_TIMEOUT_S``, ConflictError,
         ConfigError, ClosedError."""
+        named = dict(labels) if labels else {}
         options = ServeOptions(
             name=name,
             idempotent=idempotent,
             max_inflight=max_inflight,
             queue=queue,
-            metadata={**(metadata or {}), **({"labels": dict(labels)} if labels else {})},
+            metadata={**(metadata or {}), **({"labels": named} if named else {})},
             graceful=graceful_shutdown,
             duplex=duplex,
+            labels=named,
+            health_check_payload=health_check_payload,
         )
         return self._runtime._serve(self.id, handler, options)
 
@@ -104,14 +111,17 @@ class Endpoint:
         """Serve until the runtime shuts down; cancelling withdraws the endpoint.
 
         ``options`` and errors are those of ``serve``; ``metrics_labels`` are its labels.
-        ``health_check_payload`` is taken because Dynamo's programs pass it; nothing probes with it here.
         """
         begun = self._runtime._begun
         if begun.is_set():
             raise ClosedError("this runtime was told to shut down, and serves nothing any more")
         try:
             async with self.serve(
-                handler, labels=metrics_labels, graceful_shutdown=graceful_shutdown, **options
+                handler,
+                labels=metrics_labels,
+                graceful_shutdown=graceful_shutdown,
+                health_check_payload=health_check_payload,
+                **options,
             ):
                 await begun.wait()
         except ClosedError:
@@ -156,6 +166,11 @@ class Endpoint:
         if router_mode is not None:
             strategy = getattr(router_mode, "name", router_mode)
         return await self._runtime._client(self.id, strategy=strategy, instance=instance or endpoint_id)
+
+    @property
+    def metrics(self) -> EndpointMetrics:
+        """The program's own metrics of this endpoint: shown at ``/metrics`` with its labels."""
+        return self._runtime._metrics(self.id)
 
     def connection_id(self) -> int:
         """The instance id of this runtime."""

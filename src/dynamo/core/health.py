@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 from attrs import frozen
+
+from dynamo.core.model import EndpointId
 
 
 class Status(enum.Enum):
@@ -24,3 +27,13 @@ class Health:
     def ok(self) -> bool:
         """True while calls can be served, on the last known state too."""
         return self.status is not Status.DOWN
+
+
+@frozen(kw_only=True)
+class Readiness:
+    """Whether traffic should come to a runtime, and how each of its parts stands."""
+
+    ready: bool
+    reasons: tuple[str, ...]  # why not
+    endpoints: Mapping[EndpointId, Health]
+    links: Mapping[str, Health]  # "discovery", "lease", "request_plane": those that are open or being opened

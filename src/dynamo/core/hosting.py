@@ -11,6 +11,7 @@ from typing import Any
 
 from attrs import Factory, frozen
 
+from dynamo.core.canary import Activity, Canary
 from dynamo.core.errors import (
     ClosedError,
     ConfigError,
@@ -25,9 +26,10 @@ from dynamo.core.handlers import HandlerFunction, read_handler
 from dynamo.core.health import Health, Status
 from dynamo.core.lifetime import Held, see_through
 from dynamo.core.model import EndpointId, Instance, check_name, random_incarnation, random_instance_id
+from dynamo.core.observing import Observing
 from dynamo.core.opening import CLOSE_S, Adapters
 from dynamo.core.ports.request_plane import IncomingCall, Server
-from dynamo.core.ports.telemetry import Side, Telemetry
+from dynamo.core.ports.telemetry import NO_LABELS, Side
 from dynamo.core.presence import Presence, appear
 from dynamo.core.registrations import Registrations
 from dynamo.core.serving import Served, unregister, withdraw
@@ -46,19 +48,21 @@ class ServeOptions:
     metadata: Mapping[str, Any] = Factory(dict)
     graceful: bool = True
     duplex: bool | None = None
+    labels: Mapping[str, str] = NO_LABELS
+    health_check_payload: Any = None
 
 
 class Hosting:
     """Serves endpoints behind one server and one lease, both taken at the first ``serve``."""
 
-    def __init__(
-        self, adapters: Adapters, telemetry: Telemetry | None, *, shut_down: Callable[[], None]
-    ) -> None:
+    def __init__(self, adapters: Adapters, observing: Observing, *, shut_down: Callable[[], None]) -> None:
         self.served: dict[str, Served] = {}
-        self._adapters, self._telemetry, self._shut_down = adapters, telemetry, shut_down
+        self.canaries: dict[str, Canary] = {}
+        self._adapters, self._observing, self._shut_down = adapters, observing, shut_down
         self._settings = adapters.settings
         self._drawn_id, self._incarnation = random_instance_id(), random_incarnation()
         self._id_told = self._ended = False
+        self._registered: set[str] = set()  # what was found by others once
         self._presence: Held[Presence] | None = None
         self._withdrawals: set[asyncio.Task[None]] = set()
 
@@ -104,6 +108,37 @@ class Hosting:
             return Health(status=status, detail=f"not registered, trying again: {trouble}")
         return Health(status=Status.UP, detail=f"serving {', '.join(self.served) or 'nothing'}")
 
+    def endpoints(self) -> dict[EndpointId, Health]:
+        """How each of them stands that is served, or is to be."""
+        return {served.endpoint_id: self._standing(path, served) for path, served in self.served.items()}
+
+    def _standing(self, path: str, served: Served) -> Health:
+        registrations, canary = self.registrations, self.canaries.get(path)
+        if served.leaving is not None:
+            return Health(status=Status.DOWN, detail="draining: finishing what runs, taking nothing new")
+        if path not in self._registered:
+            return Health(status=Status.DOWN, detail=f"starting: {self._hindrance() or 'not registered yet'}")
+        if canary is not None and canary.trouble is not None:
+            return Health(status=Status.DOWN, detail=canary.trouble)
+        if registrations is None or registrations.registered(served.endpoint_id):
+            return Health(status=Status.UP)
+        if registrations.wanted(served.endpoint_id) is None:
+            return Health(status=Status.UP, detail="out of discovery, as its program asked")
+        return Health(status=Status.STALE, detail=f"not registered, trying again: {self.trouble or 'soon'}")
+
+    def links(self) -> dict[str, Health]:
+        """What the registrations hang on."""
+        links = self._adapters.links()
+        if (presence := self.present) is not None:
+            where = ", ".join(presence.server.addresses)
+            links["request_plane"] = Health(status=Status.UP, detail=f"listening on {where}")
+            if presence.registrations.held:
+                links["lease"] = Health(status=Status.UP)
+            else:
+                reason = presence.registrations.trouble or "not held yet"
+                links["lease"] = Health(status=Status.STALE, detail=str(reason))
+        return links
+
     @asynccontextmanager
     async def serve(
         self,
@@ -112,14 +147,20 @@ class Hosting:
         options: ServeOptions,
     ) -> AsyncGenerator[Instance]:
         """Reachable first, then registered; withdrawn in the end."""
-        path, telemetry = str(endpoint_id), self._telemetry
+        path = str(endpoint_id)
         if options.name is not None:
             check_name("instance", options.name)
+        telemetry = self._observing.telemetry
+        counted = None if telemetry is None else telemetry.endpoint(endpoint_id, Side.SERVER, options.labels)
+        activity: Activity | None = None
+        if options.health_check_payload is not None and self._settings.health_check_enabled:
+            counted = activity = Activity(counted)
+        self._observing.of(endpoint_id).labels = dict(options.labels)
         served = Served(
             endpoint_id,
             read_handler(function, duplex=options.duplex),
             loop=asyncio.get_running_loop(),
-            telemetry=None if telemetry is None else telemetry.endpoint(endpoint_id, Side.SERVER),
+            telemetry=counted,
             max_inflight=options.max_inflight,
             queue=options.queue,
             graceful=options.graceful,
@@ -136,10 +177,20 @@ class Hosting:
         except BaseException:
             await self._give_up(served)
             raise
+        self._registered.add(path)
         try:
+            if activity is not None:
+                payload, limit = options.health_check_payload, options.max_inflight
+                self.canaries[path] = Canary(path, payload, served.accept, activity, limit, self._settings)
             yield instance
         finally:
+            self._silence(path)
+            self._registered.discard(path)
             await self._leave(served)
+
+    def _silence(self, path: str) -> None:
+        if (canary := self.canaries.pop(path, None)) is not None:
+            canary.close()
 
     async def _register(self, served: Served, options: ServeOptions) -> Instance:
         presence = await self._appear()
@@ -169,7 +220,7 @@ class Hosting:
                 drawn_id=self._drawn_id,
                 told=lambda: self._id_told,
                 incarnation=self._incarnation,
-                telemetry=self._telemetry,
+                telemetry=self._observing.telemetry,
                 lost=self._lease_lost,
             )
             self._presence = Held(asyncio.get_running_loop(), "the presence of this runtime", enter)
@@ -220,6 +271,7 @@ class Hosting:
         task = asyncio.ensure_future(follow_the_order())
         for served in leaving:
             served.leaving = task
+            self._silence(str(served.endpoint_id))
         self._withdrawals.add(task)
         task.add_done_callback(self._withdrawals.discard)
         return task

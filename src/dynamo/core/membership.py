@@ -239,6 +239,11 @@ class Memberships:
         return membership
 
     @property
+    def watched(self) -> tuple[Membership, ...]:
+        """Those that somebody holds."""
+        return tuple(self._known.values())
+
+    @property
     def stale(self) -> str | None:
         """Why one of them is on its last known state; None where all are up to date."""
         return next((known.stale for known in self._known.values() if known.stale is not None), None)

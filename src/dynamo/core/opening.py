@@ -15,6 +15,7 @@ from attrs import evolve
 from dynamo.core import registry
 from dynamo.core.config import Settings
 from dynamo.core.errors import ClosedError, ConfigError, DynamoError, UnavailableError
+from dynamo.core.health import Health, Status
 from dynamo.core.late import OpeningPlane
 from dynamo.core.lifetime import Held, Wait, backoff, patiently
 from dynamo.core.ports.discovery import Discovery
@@ -67,6 +68,21 @@ class Adapters:
             if held is not None and held.trouble is not None:
                 return held.trouble
         return None
+
+    def links(self) -> dict[str, Health]:
+        """How the adapters stand that were asked for: UP once open, DOWN while they are being opened."""
+        held = {
+            "discovery": (self.settings.discovery_backend, self._discovery),
+            "request_plane": (self.settings.request_plane, self._planes.get(self._serving_scheme)),
+        }
+        return {
+            name: Health(
+                status=Status.DOWN if one.value is None else Status.UP,
+                detail=str(one.trouble or without_password(url)),
+            )
+            for name, (url, one) in held.items()
+            if one is not None
+        }
 
     async def discovery(self) -> Discovery:
         """The open discovery adapter; waits for its backend for as long as it takes. Raises ConfigError."""

@@ -79,6 +79,10 @@ class Registrations:
         self._failures.pop(endpoint_id, None)
         self._changed.set()
 
+    def registered(self, endpoint_id: EndpointId) -> bool:
+        """Whether the backend has it, as far as is known here."""
+        return endpoint_id in self._registered
+
     def wanted(self, endpoint_id: EndpointId) -> Instance | None:
         return self._wanted.get(endpoint_id)
 

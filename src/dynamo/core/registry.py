@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from dynamo.core.config import Settings
@@ -20,7 +20,10 @@ from dynamo.core.ports.telemetry import Telemetry
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
+    from dynamo.core.distributed import DistributedRuntime
+
 P = TypeVar("P")
+F = TypeVar("F")
 Factory: TypeAlias = Callable[[str, Settings], AbstractAsyncContextManager[P]]
 """``open_x(url, settings)``: no I/O before the result is entered; the URL's options win over the settings."""
 
@@ -31,14 +34,14 @@ def _entry_points(group: str) -> EntryPoints:
     return entry_points(group=group)
 
 
-class Registry(Generic[P]):
-    """The adapters of one port. ``variable`` names what chose the URL, for messages."""
+class Factories(Generic[F]):
+    """What is known by name under one group. ``variable`` names what chose it, for messages."""
 
     def __init__(self, group: str, variable: str) -> None:
         self._group, self._variable = group, variable
-        self._factories: dict[str, Factory[P]] = {}
+        self._factories: dict[str, F] = {}
 
-    def register(self, scheme: str, factory: Factory[P]) -> None:
+    def register(self, scheme: str, factory: F) -> None:
         """For tests and embedding; installed packages declare an entry point instead."""
         if scheme in self._factories:
             raise ConfigError(f"{self._group}: scheme {scheme!r} is already registered")
@@ -52,16 +55,8 @@ class Registry(Generic[P]):
         """What is known here, installed or not."""
         return sorted({point.name for point in _entry_points(self._group)} | self._factories.keys())
 
-    def open(self, url: str, settings: Settings) -> AbstractAsyncContextManager[P]:
-        """Resolve ``scheme://...``, or a bare scheme, without I/O; entering the result connects.
-
-        Raises ConfigError (unknown or ambiguous scheme, an adapter that does not load), MissingExtraError
-        (the adapter's package is not installed).
-        """
-        scheme, separator, _ = url.partition("://")
-        return self.factory(scheme)(url if separator else f"{scheme}://", settings)
-
-    def factory(self, scheme: str) -> Factory[P]:
+    def factory(self, scheme: str) -> F:
+        """Load it; raises ConfigError, MissingExtraError."""
         if (known := self._factories.get(scheme)) is not None:
             return known
         found = {point.value: point for point in _entry_points(self._group).select(name=scheme)}
@@ -77,7 +72,7 @@ class Registry(Generic[P]):
         (point,) = found.values()
         distribution = point.dist.name if point.dist else point.module
         try:
-            factory: Factory[P] = point.load()
+            factory: F = point.load()
         except Exception as error:  # whatever the adapter's module, or what it imports, raises
             missing = (error.name if isinstance(error, ModuleNotFoundError) else None) or point.module
             if missing.partition(".")[0] == point.module.partition(".")[0]:
@@ -93,9 +88,29 @@ class Registry(Generic[P]):
         return factory
 
 
+class Registry(Factories[Factory[P]]):
+    """The adapters of one port."""
+
+    def open(self, url: str, settings: Settings) -> AbstractAsyncContextManager[P]:
+        """Resolve ``scheme://...``, or a bare scheme, without I/O; entering the result connects.
+
+        Raises ConfigError (unknown or ambiguous scheme, an adapter that does not load), MissingExtraError
+        (the adapter's package is not installed).
+        """
+        scheme, separator, _ = url.partition("://")
+        return self.factory(scheme)(url if separator else f"{scheme}://", settings)
+
+
 discovery: Registry[Discovery] = Registry("dynamo.discovery", "DYN_DISCOVERY_BACKEND")
 request_plane: Registry[RequestPlane] = Registry("dynamo.request_plane", "DYN_REQUEST_PLANE")
 telemetry: Registry[Telemetry] = Registry("dynamo.telemetry", "DYN_TELEMETRY")
+
+StatusServer: TypeAlias = "Callable[[DistributedRuntime], AbstractAsyncContextManager[str]]"
+"""Entering it serves the runtime's status and gives the URL, http://host:port. Raises ConflictError."""
+
+status_server: Factories[StatusServer] = Factories("dynamo.system_status", "DYN_SYSTEM_PORT")
+metrics: Factories[Callable[..., Any]] = Factories("dynamo.metrics", "endpoint.metrics")
+"""``make(kind, name, help, labels, buckets)``: a counter, gauge or histogram that a program keeps itself."""
 
 
 def url_options(url: str, known: tuple[str, ...]) -> dict[str, str]:

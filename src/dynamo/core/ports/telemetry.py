@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import enum
 from abc import abstractmethod
-from typing import Protocol
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Protocol, Self
 
 from dynamo.core.model import EndpointId
 from dynamo.core.ports.discovery import Change
+
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
 class Side(enum.Enum):
@@ -44,7 +48,10 @@ class EndpointTelemetry(Protocol):
 
 class Telemetry(Protocol):
     @abstractmethod
-    def endpoint(self, endpoint_id: EndpointId, side: Side) -> EndpointTelemetry: ...
+    def endpoint(
+        self, endpoint_id: EndpointId, side: Side, labels: Mapping[str, str] = NO_LABELS
+    ) -> EndpointTelemetry:
+        """``labels`` are those that it is served with. Raises ConfigError for ones that cannot be shown."""
 
     @abstractmethod
     def instances_changed(self, change: Change) -> None:
@@ -53,3 +60,26 @@ class Telemetry(Protocol):
     @abstractmethod
     def lease_changed(self, held: bool, reason: str) -> None:
         """This runtime's lease was taken (True) or lost (False)."""
+
+
+# Metrics that a program makes for itself: what ``endpoint.metrics`` gives, in prometheus-client's words.
+
+
+class Counter(Protocol):
+    def labels(self, *values: str, **named: str) -> Self:
+        """The child for these label values; keep it where it is used often."""
+        ...
+
+    def inc(self, amount: float = 1) -> None: ...
+
+
+class Gauge(Counter, Protocol):
+    def dec(self, amount: float = 1) -> None: ...
+
+    def set(self, value: float) -> None: ...
+
+
+class Histogram(Protocol):
+    def labels(self, *values: str, **named: str) -> Self: ...
+
+    def observe(self, amount: float) -> None: ...

@@ -1,0 +1,1 @@
+"""What is seen of a runtime from outside: metrics for Prometheus, and the system status server."""
