@@ -138,9 +138,7 @@ def read_service(declared: type[Any], mark: ServiceMark) -> ServiceSpec:
         elif isinstance(value, Configured):
             value.attribute = attribute
             configured.append(value)
-        elif type(value) in (staticmethod, classmethod) and (
-            hasattr(value, ENDPOINT) or hasattr(value, HOOK)
-        ):
+        elif type(value) in (staticmethod, classmethod) and vars(value.__func__).keys() & {ENDPOINT, HOOK}:
             raise ConfigError(f"{where}.{attribute}: a {type(value).__name__} can't be an endpoint or a hook")
         elif isinstance(getattr(value, ENDPOINT, None), EndpointMark):
             method = ServiceMethod(declared, mark.name, attribute, value)
