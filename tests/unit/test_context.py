@@ -169,6 +169,12 @@ async def test_what_is_not_text_to_text_is_refused_where_it_is_set(bad: Mapping[
         Metadata(bad)
 
 
+async def test_metadata_of_another_shape_is_refused() -> None:
+    for bad in ([1], ["ab"], "ab", 1):
+        with pytest.raises(TypeError, match="metadata is a mapping of text to text, not"):
+            Context(metadata=bad)  # type: ignore[arg-type]
+
+
 # Trace
 
 

@@ -23,6 +23,8 @@ class Metadata(MutableMapping[str, str]):
     def __init__(self, values: Mapping[str, str] | None = None) -> None:
         self._values: dict[str, str] = {}
         if values:
+            if not isinstance(values, Mapping):
+                raise TypeError(f"metadata is a mapping of text to text, not {values!r}")
             for key, value in values.items():
                 self[key] = value
 

@@ -183,7 +183,7 @@ def encode_head(request: Request, window: int | None) -> bytes:
     if request.attempt != 1:
         head[2] = request.attempt
     if request.timeout_s is not None:
-        head[3] = min(max(0, round(request.timeout_s * 1_000_000)), 2**53 - 1)
+        head[3] = round(min(max(0.0, request.timeout_s * 1_000_000), 2**53 - 1))
     if window is not None:
         head[4] = window
     if request.metadata:

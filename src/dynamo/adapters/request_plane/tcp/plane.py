@@ -266,7 +266,10 @@ def _because(error: DynamoError, cause: BaseException) -> DynamoError:
 async def open_tcp(url: str, settings: Settings) -> AsyncIterator[TcpRequestPlane]:
     """Open the plane: ``tcp://``; its options host, port and bind win over ``DYN_TCP_RPC_*``."""
     for name, value in url_options(url, ("host", "port", "bind")).items():
-        settings = attrs.evolve(settings, **{f"tcp_{name}": cast(Any, value)})
+        try:
+            settings = attrs.evolve(settings, **{f"tcp_{name}": cast(Any, value)})
+        except ConfigError as error:
+            raise ConfigError(f"{url}: {error}") from error
     plane = TcpRequestPlane(settings)
     try:
         yield plane
