@@ -96,6 +96,11 @@ class Probe(IncomingCall):
     async def wait(self) -> None:
         return
 
+    @property
+    def done(self) -> bool:
+        """True once the answer has ended."""
+        return self._ended.is_set()
+
     async def over(self) -> None:
         """Wait for the end of the answer."""
         await self._ended.wait()
@@ -173,7 +178,7 @@ class Canary:
         try:
             ended = await within(timeout_s, probe.over())
         finally:
-            if probe.on_cancel is not None:
+            if not probe.done and probe.on_cancel is not None:
                 probe.on_cancel(True)
         if ended and probe.failure is not None:
             return f"{type(probe.failure).__name__}: {probe.failure}"

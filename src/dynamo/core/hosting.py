@@ -106,6 +106,9 @@ class Hosting:
             if not isinstance(trouble, (UnavailableError, LeaseLostError)):  # another owner of our name
                 status = Status.DOWN
             return Health(status=status, detail=f"not registered, trying again: {trouble}")
+        for path, canary in self.canaries.items():
+            if canary.trouble is not None:
+                return Health(status=Status.DOWN, detail=f"{path}: {canary.trouble}")
         return Health(status=Status.UP, detail=f"serving {', '.join(self.served) or 'nothing'}")
 
     def endpoints(self) -> dict[EndpointId, Health]:
@@ -124,7 +127,9 @@ class Hosting:
             return Health(status=Status.UP)
         if registrations.wanted(served.endpoint_id) is None:
             return Health(status=Status.UP, detail="out of discovery, as its program asked")
-        return Health(status=Status.STALE, detail=f"not registered, trying again: {self.trouble or 'soon'}")
+        return Health(
+            status=Status.STALE, detail=f"not registered: {self.trouble or 'being registered again'}"
+        )
 
     def links(self) -> dict[str, Health]:
         """What the registrations hang on."""

@@ -28,6 +28,7 @@ from dynamo.core.ports.telemetry import NO_LABELS, EndpointTelemetry, Side, Tele
 from dynamo.core.registry import url_options
 
 LABEL = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*")
+LABEL_RULE = "A-Z a-z 0-9 _, not beginning with a digit or __"
 RESERVED = ("dynamo_namespace", "dynamo_component", "dynamo_endpoint", "error_type", "le", "quantile")
 CANCELLED = CallCancelledError.__name__
 
@@ -182,9 +183,7 @@ def labels_of(endpoint_id: EndpointId, labels: Mapping[str, str]) -> dict[str, s
     """All labels of an endpoint. Raises ConfigError for a name that Prometheus or we do not allow."""
     for name in labels:
         if LABEL.fullmatch(name) is None:
-            raise ConfigError(
-                f"label {shown(name)} of {endpoint_id}: A-Z a-z 0-9 _, not beginning with a digit or __"
-            )
+            raise ConfigError(f"label {shown(name)} of {endpoint_id}: {LABEL_RULE}")
         if name in RESERVED:
             raise ConfigError(f"label {name!r} of {endpoint_id}: the metrics have one of that name already")
     return {

@@ -83,9 +83,9 @@ class StatusPages:
         if (callback := routes.get(name)) is None:
             known = ", ".join(sorted(routes)) or "none"
             return _refusal(404, f"no engine route {name!r}; known: {known}")
-        text = await request.text()
+        given = await request.read()
         try:
-            body = json.loads(text) if text.strip() else {}
+            body = json.loads(given) if given.strip() else {}
         except ValueError as error:
             return _refusal(400, f"the body is not JSON: {error}")
         try:
