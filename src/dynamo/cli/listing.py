@@ -1,0 +1,258 @@
+"""What discovery says, as a tree, as lines and as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dynamo.cli.options import source
+from dynamo.cli.showing import as_json as to_json
+from dynamo.cli.showing import console, one_line
+from dynamo.core import registry
+from dynamo.core.config import Settings
+from dynamo.core.errors import ConfigError, UnavailableError
+from dynamo.core.model import EndpointId, Instance, InstanceKey, Phase, Scope, check_name
+from dynamo.core.opening import without_password
+from dynamo.core.ports.discovery import Change, Put, Removed, Snapshot, Stale, Watch
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+TICK_S = 1.0  # a terminal that was resized is drawn anew after this
+
+
+def scope_of(path: str | None) -> Scope:
+    """``ns``, ``ns.component`` or ``ns.component.endpoint``; ``*`` and what is left out match any.
+
+    Raises ConfigError.
+    """
+    parts = path.removeprefix("dyn://").split(".") if path else []
+    kinds = ("namespace", "component", "endpoint")
+    if len(parts) > len(kinds):
+        raise ConfigError(
+            f"bad path {path!r}: expected namespace, namespace.component or namespace.component.endpoint"
+        )
+    names = [
+        None if part == "*" else check_name(kind, part) for kind, part in zip(kinds, parts, strict=False)
+    ]
+    namespace, component, name = (*names, None, None, None)[:3]
+    return Scope(namespace=namespace, component=component, name=name)
+
+
+class Table:
+    """The live instances of a scope, kept up by a watch's changes."""
+
+    def __init__(self) -> None:
+        self._live: dict[InstanceKey, Instance] = {}
+        self.stale: str | None = None
+        self.synced = False
+
+    def instances(self) -> list[Instance]:
+        """In the order that people look for them."""
+        return sorted(self._live.values(), key=lambda one: (one.endpoint_id, one.name or "", one.instance_id))
+
+    def apply(self, change: Change) -> list[tuple[str, Instance]]:
+        """Take a change in; what came (+), changed (~) and went (-)."""
+        if isinstance(change, Stale):
+            self.stale = change.reason
+            return []
+        before = after = self._live
+        match change:
+            case Snapshot():
+                self.synced, self.stale = True, None
+                after = {one.key: one for one in change.instances}
+            case Put():
+                after = {**self._live, change.instance.key: change.instance}
+            case Removed():
+                gone = (change.endpoint_id, change.instance_id)
+                after = {key: one for key, one in self._live.items() if key != gone}
+        self._live = after
+        told = [("-", one) for key, one in before.items() if key not in after]
+        for key, one in after.items():
+            if key not in before:
+                told.append(("+", one))
+            elif before[key] != one:
+                told.append(("~", one))
+        return told
+
+
+async def list_once(settings: Settings, scope: Scope, *, as_json: bool, timeout_s: float) -> None:
+    """Print the first snapshot. Raises UnavailableError if there is none in time."""
+    table = Table()
+    async with _watching(settings, scope) as watch:
+        await _first_answer(watch, table, settings, timeout_s)
+    instances, out = table.instances(), console()
+    if as_json:
+        rows = ",\n  ".join(to_json(described(one)) for one in instances)
+        click.echo(f"[\n  {rows}\n]" if rows else "[]")
+    elif not out.is_terminal:
+        for one in instances:
+            click.echo(line(one))
+    elif instances:
+        out.print(tree(instances))
+    if not instances and not as_json:
+        click.echo(f"nothing is served under {scope} in {_place(settings)}", err=True)
+
+
+async def watch_on(settings: Settings, scope: Scope, *, as_json: bool, timeout_s: float) -> None:
+    """Print the first snapshot and then each change, until cancelled."""
+    table, out = Table(), console()
+    async with _watching(settings, scope) as watch:
+        told = await _first_answer(watch, table, settings, timeout_s)
+        if out.is_terminal and not as_json:
+            await _draw(watch, table, f"{scope} in {_place(settings)}")
+        while True:
+            for mark, one in told:
+                click.echo(
+                    to_json({"change": CHANGES[mark], **described(one)}) if as_json else f"{mark} {line(one)}"
+                )
+            change = await watch.receive()
+            told = table.apply(change)
+            if isinstance(change, Stale):
+                reason = one_line(change.reason)
+                click.echo(to_json({"change": "stale", "reason": reason}) if as_json else f"! {reason}")
+
+
+CHANGES = {"+": "added", "~": "changed", "-": "removed"}
+
+
+async def _draw(watch: Watch, table: Table, title: str) -> None:
+    from rich.live import Live
+
+    with Live(picture(table, title), console=console(), auto_refresh=False) as live:
+        while True:
+            try:
+                table.apply(await asyncio.wait_for(watch.receive(), TICK_S))
+            except TimeoutError:
+                pass
+            live.update(picture(table, title), refresh=True)
+
+
+@asynccontextmanager
+async def _watching(settings: Settings, scope: Scope) -> AsyncIterator[Watch]:
+    async with registry.discovery.open(settings.discovery_backend, settings) as discovery:
+        if not discovery.capability.cross_process:
+            raise ConfigError(
+                f"{source(settings, 'discovery_backend')}={settings.discovery_backend}: instances there are "
+                "known within one process only, which is not this one; file is for many processes on one host"
+            )
+        async with discovery.watch(scope) as watch:
+            yield watch
+
+
+async def _first_answer(
+    watch: Watch, table: Table, settings: Settings, timeout_s: float
+) -> list[tuple[str, Instance]]:
+    told: list[tuple[str, Instance]] = []
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not table.synced:
+                told += table.apply(await watch.receive())
+    except TimeoutError:
+        why = f": {table.stale}" if table.stale else ""
+        raise UnavailableError(
+            f"no answer from discovery {_place(settings)} ({source(settings, 'discovery_backend')}) "
+            f"in {timeout_s:g} s{why}"
+        ) from None
+    return told
+
+
+def _place(settings: Settings) -> str:
+    url = without_password(settings.discovery_backend)
+    return f"{url} ({settings.file_root})" if url in ("file", "file://") else url
+
+
+def described(one: Instance) -> dict[str, Any]:
+    """As JSON has it; the incarnation is hex, since it does not fit a JSON reader's integers."""
+    return {
+        "namespace": one.namespace,
+        "component": one.component,
+        "endpoint": one.endpoint,
+        "instance_id": one.instance_id,
+        "incarnation": f"{one.incarnation:x}",
+        "phase": one.phase.value,
+        "name": one.name,
+        "addresses": list(one.addresses),
+        "idempotent": one.idempotent,
+        "metadata": dict(one.metadata),
+    }
+
+
+def line(one: Instance) -> str:
+    """Endpoint, id, phase, name (or -) and addresses, with tabs between them."""
+    addresses = ",".join(one.addresses) or "-"
+    fields = (str(one.endpoint_id), str(one.instance_id), one.phase.value, one.name or "-", addresses)
+    return "\t".join(map(one_line, fields))
+
+
+def _brief(addresses: tuple[str, ...]) -> str:
+    """Unix sockets, which only this host can dial and whose names fill a line, as a word beside others."""
+    others = [address for address in addresses if not address.startswith("unix://")]
+    if others and len(others) < len(addresses):
+        others.append("(unix)")
+    return one_line(" ".join(others or addresses))
+
+
+def picture(table: Table, title: str) -> Group:
+    """What ``--watch`` draws."""
+    from rich.console import Group
+    from rich.text import Text
+
+    instances = table.instances()
+    state = Text(f"{title}: {counted(instances)}; Ctrl-C ends", style="dim")
+    if table.stale is not None:
+        state = Text(
+            f"discovery is away, this is what was last seen: {one_line(table.stale)}", style="yellow"
+        )
+    return Group(*([tree(instances)] if instances else []), state)
+
+
+def counted(instances: Iterable[Instance]) -> str:
+    instances = list(instances)
+    endpoints = len({one.endpoint_id for one in instances})
+    draining = sum(one.phase is Phase.DRAINING for one in instances)
+    tail = f", {draining} draining" if draining else ""
+    return f"{_plural(endpoints, 'endpoint')}, {_plural(len(instances), 'instance')}{tail}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def tree(instances: Iterable[Instance]) -> Group:
+    """Namespace, component, endpoint, and the instances in columns that line up through the whole tree."""
+    from rich.console import Group
+    from rich.text import Text
+    from rich.tree import Tree
+
+    instances = list(instances)
+    id_width = max(len(str(one.instance_id)) for one in instances)
+    name_width = max(len(one.name or "") for one in instances)
+    roots: list[Tree] = []
+    namespaces: dict[str, Tree] = {}
+    components: dict[tuple[str, str], Tree] = {}
+    endpoints: dict[EndpointId, Tree] = {}
+    for one in instances:
+        if (root := namespaces.get(one.namespace)) is None:
+            root = namespaces[one.namespace] = Tree(Text(one.namespace, style="bold"), guide_style="dim")
+            roots.append(root)
+        if (component := components.get((one.namespace, one.component))) is None:
+            component = components[one.namespace, one.component] = root.add(Text(one.component))
+        if (endpoint := endpoints.get(one.endpoint_id)) is None:
+            endpoint = endpoints[one.endpoint_id] = component.add(Text(one.endpoint, style="cyan"))
+        name = f"{one_line(one.name or ''):{name_width}}  " if name_width else ""
+        ready = one.phase is Phase.READY
+        endpoint.add(
+            Text.assemble(
+                (f"{one.phase.value:8}  ", "green" if ready else "yellow"),
+                name,
+                (f"{one.instance_id:<{id_width}}  ", "dim"),
+                _brief(one.addresses),
+                overflow="fold",
+            )
+        )
+    return Group(*roots)

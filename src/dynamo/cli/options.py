@@ -1,0 +1,110 @@
+"""What commands have in common: where to look, and how a payload and an instance are given."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from dynamo.core.config import Settings
+    from dynamo.core.distributed import DistributedRuntime
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+BACKEND_WAIT_S = 10.0  # a person waits; DYN_STARTUP_TIMEOUT_S, if set, says otherwise
+
+
+def where(command: F) -> F:
+    """``--discovery`` and ``--request-plane``."""
+    command = click.option(
+        "--request-plane",
+        metavar="NAME",
+        help="How instances are called, such as tcp. Default: DYN_REQUEST_PLANE.",
+    )(command)
+    return click.option(
+        "--discovery",
+        metavar="URL",
+        help="Where instances are found, such as file:///path or etcd://host:2379. "
+        "Default: DYN_DISCOVERY_BACKEND.",
+    )(command)
+
+
+def payload_source(command: F) -> F:
+    """``[JSON]`` and ``--file``; ``payload`` reads what they say."""
+    command = click.option(
+        "--file",
+        "-f",
+        "file",
+        metavar="PATH",
+        type=click.Path(path_type=Path),
+        help="Read the JSON from a file.",
+    )(command)
+    return click.argument("payload", required=False, metavar="[JSON|-]")(command)
+
+
+def payload(given: str | None, file: Path | None) -> Any:
+    """The request, from the command line, a file or (``-``) the standard input. Raises click.UsageError."""
+    if (given is None) == (file is None):
+        raise click.UsageError("give the request once: as JSON, as --file PATH, or - for the standard input")
+    if file is not None:
+        place = str(file)
+        try:
+            text = file.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise click.UsageError(f"--file {place}: {getattr(error, 'strerror', None) or error}") from error
+    elif given == "-":
+        place = "the standard input"
+        try:
+            text = sys.stdin.buffer.read().decode()
+        except ValueError as error:
+            raise click.UsageError(f"{place} is not UTF-8: {error}") from error
+    else:
+        place, text = "the request", given or ""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        hint = "" if given in (None, "-") else """; text is quoted twice in a shell: '"hi"'"""
+        raise click.UsageError(f"{place} is not JSON: {error}{hint}") from error
+
+
+def instance(text: str | None) -> int | str | None:
+    """``--instance``: digits and 0x... are an id, anything else a name."""
+    if text is None:
+        return None
+    try:
+        return int(text, 16 if text[:2].lower() == "0x" else 10)
+    except ValueError:
+        return text
+
+
+def settings(discovery: str | None, request_plane: str | None) -> Settings:
+    """The environment's, with the options over it. Raises ConfigError."""
+    from dynamo.core.config import Settings
+
+    return Settings.from_env(**_given(discovery, request_plane))
+
+
+def runtime(discovery: str | None, request_plane: str | None) -> DistributedRuntime:
+    """One that only calls: it does not open the status server that the environment asks of workers."""
+    from dynamo.core.distributed import DistributedRuntime
+
+    bounds: dict[str, Any] = {}
+    if not settings(discovery, request_plane).is_set("startup_timeout_s"):
+        bounds["startup_timeout_s"] = BACKEND_WAIT_S
+    return DistributedRuntime(**_given(discovery, request_plane), **bounds, system_port=-1)
+
+
+def source(settings: Settings, field: str) -> str:
+    """What a message should name: the option or the variable that ``field`` came from."""
+    name = settings.source(field)
+    return {"discovery_backend": "--discovery", "request_plane": "--request-plane"}.get(name, name)
+
+
+def _given(discovery: str | None, request_plane: str | None) -> dict[str, Any]:
+    given = {"discovery_backend": discovery, "request_plane": request_plane}
+    return {name: value for name, value in given.items() if value is not None}
