@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -15,7 +16,7 @@ from dynamo.core.model import Instance, InstanceKey, Scope
 from dynamo.core.watching import ConflatingWatch
 
 WHOLE_S = 5.0  # between sweeps that trust no modification time
-RESTORE_S = 1.0  # owners have put everything back this long after the root was deleted
+RESTORE_S = 1.5  # owners put everything back within a second after the root was deleted
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class Sweeper:
         self._new: set[ConflatingWatch] = set()
         self._live: dict[InstanceKey, Instance] = {}
         self._orphans: dict[int, float] = {}  # since when
-        self._root: tuple[int, int] | None = None
+        self._root: list[tuple[int, int]] = []
         self._whole_at = 0.0
         self._unreaped = ""
         self._lock = threading.Lock()  # over what the loops may do as well: say that the disk hangs
@@ -71,6 +72,8 @@ class Sweeper:
             whole = now >= self._whole_at
             records = self._records.scan(now, whole=whole)  # before the leases: who registers has a lease
             alive = self._leases.alive(now)
+            if self._identity() != self._root:  # what we looked at was on its way out
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._layout.services))
         except (OSError, DynamoError) as error:
             self.say_away(str(self._layout.error("read", error)))
             return
@@ -83,17 +86,20 @@ class Sweeper:
     def _check_root(self, now: float) -> None:
         """Make a deleted root again; until its owners had time to come back, nothing is read from it."""
         try:
-            status = os.stat(self._layout.services)
+            root = self._identity()
         except FileNotFoundError:
             self._layout.make()
-            status = os.stat(self._layout.services)
-        root = status.st_dev, status.st_ino
+            root = self._identity()
         if root != self._root:
-            if self._root is not None:
+            if self._root:
                 self.on_new_root()
                 if self._live:
                     self.trusted_from = now + RESTORE_S
             self._root = root
+
+    def _identity(self) -> list[tuple[int, int]]:
+        folders = [os.stat(folder) for folder in (self._layout.services, self._layout.leases)]
+        return [(folder.st_dev, folder.st_ino) for folder in folders]
 
     def _feed(self, live: dict[InstanceKey, Instance]) -> None:
         with self._lock:
