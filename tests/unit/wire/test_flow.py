@@ -237,6 +237,21 @@ def test_an_item_that_is_whole_before_it_was_granted_owes_all_that_it_cost() -> 
     assert caller._credit == 1000
 
 
+def test_the_listeners_window_counts_for_calls_opened_after_its_hello_too() -> None:
+    pair = Pair(listener=Options(window_bytes=4096))
+    for _ in range(3):
+        caller, worker = pair.call(None, end=False)
+        caller.send(bytes(5000))
+        assert [len(item) for item in read_all(pair, worker)] == [5000]
+
+
+def test_the_dialers_limit_binds_the_answers() -> None:
+    pair = Pair(Options(max_message_bytes=1000))
+    _, worker = pair.call()
+    with pytest.raises(TooLargeError, match=r"limit of 1000"):
+        worker.send(bytes(1001))
+
+
 def test_announcing_costs_no_memory_until_it_is_granted() -> None:
     pair = Pair(Options(window_bytes=1000), Options(window_bytes=1000))
     calls = [pair.call(end=False) for _ in range(200)]

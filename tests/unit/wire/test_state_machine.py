@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
 
 from dynamo.core.errors import (
     CallCancelledError,
@@ -30,6 +38,10 @@ windows = st.one_of(
 )
 
 
+items = st.lists(st.tuples(sizes, st.booleans()), min_size=1, max_size=6)
+rarely = st.sampled_from([False] * 7 + [True])
+
+
 class Call:
     """What the two applications did and saw of one call."""
 
@@ -48,15 +60,23 @@ class TwoConnections(RuleBasedStateMachine):
     calls: Bundle[Call] = Bundle("calls")
 
     @initialize(
+        target=calls,
+        begun=st.booleans(),
         dialer_window=windows,
         listener_window=windows,
-        budget=st.sampled_from([4096, 50_000, 2**20, 2**26]),
-        token=st.booleans(),
-        max_streams=st.sampled_from([2, 16_384]),
+        budget=st.sampled_from([2**26, 2**26, 2**26, 2**20, 100_000, 4096]),
+        token=st.sampled_from([False, False, True]),
+        max_streams=st.sampled_from([16_384, 16_384, 16_384, 2]),
     )
     def connect(
-        self, dialer_window: int, listener_window: int, budget: int, token: bool, max_streams: int
-    ) -> None:
+        self,
+        begun: bool,
+        dialer_window: int,
+        listener_window: int,
+        budget: int,
+        token: bool,
+        max_streams: int,
+    ) -> MultipleResults[Call]:
         secret = "secret" if token else None
         self.pair = Pair(
             Options(window_bytes=dialer_window, max_message_bytes=MAX_MESSAGE, token=secret),
@@ -74,6 +94,10 @@ class TwoConnections(RuleBasedStateMachine):
         self.refuse_next = False
         self.goaways = 0
         self.cut = False
+        first = [self.open(None, False, False), self.open(0, True, False)]
+        if begun:
+            self.pair.settle()
+        return multiple(*first)
 
     def payload(self, size: int, raw: bool) -> Payload:
         """No two alike, so that order shows."""
@@ -97,7 +121,10 @@ class TwoConnections(RuleBasedStateMachine):
         if not self.cut:
             assert call.killed if killed else call.caller.stopped
 
-    @rule(target=calls, size=st.one_of(st.none(), sizes), raw=st.booleans(), end=st.booleans())
+    @rule(target=calls, size=st.one_of(st.none(), sizes), raw=st.booleans(), end=rarely)
+    def another_call(self, size: int | None, raw: bool, end: bool) -> Call:
+        return self.open(size, raw, end)
+
     def open(self, size: int | None, raw: bool, end: bool) -> Call:
         payload = None if size is None else self.payload(size, raw)
         caller = self.pair.open(payload, end=end, metadata={"k": "v"}, attempt=2)
@@ -106,35 +133,39 @@ class TwoConnections(RuleBasedStateMachine):
             call.up.append(payload)
         return call
 
-    @rule(call=calls, size=sizes, raw=st.booleans(), end=st.booleans())
-    def send_up(self, call: Call, size: int, raw: bool, end: bool) -> None:
-        if not call.caller._out_done:
-            payload = self.payload(size, raw)
-            call.up.append(payload)
-            assert call.caller.send(payload, end=end) == call.caller.can_send
+    @rule(call=calls, items=items, end=rarely)
+    def send_up(self, call: Call, items: list[tuple[int, bool]], end: bool) -> None:
+        for number, (size, raw) in enumerate(items, 1):
+            if not call.caller._out_done:
+                payload = self.payload(size, raw)
+                call.up.append(payload)
+                last = end and number == len(items)
+                assert call.caller.send(payload, end=last) == call.caller.can_send
 
-    @rule(call=calls, size=sizes, raw=st.booleans(), end=st.booleans())
-    def send_down(self, call: Call, size: int, raw: bool, end: bool) -> None:
-        worker = call.worker
-        if worker is not None and not worker._out_done:
-            payload = self.payload(size, raw)
-            call.down.append(payload)
-            call.down_ended = end
-            assert worker.send(payload, end=end) == worker.can_send
+    @rule(call=calls, items=items, end=rarely)
+    def send_down(self, call: Call, items: list[tuple[int, bool]], end: bool) -> None:
+        for number, (size, raw) in enumerate(items, 1):
+            worker = call.worker
+            if worker is not None and not worker._out_done:
+                payload = self.payload(size, raw)
+                call.down.append(payload)
+                call.down_ended = end and number == len(items)
+                assert worker.send(payload, end=call.down_ended) == worker.can_send
 
-    @rule(call=calls)
-    def end_up(self, call: Call) -> None:
-        call.caller.end()
+    @rule(call=calls, really=rarely)
+    def end_up(self, call: Call, really: bool) -> None:
+        if really:
+            call.caller.end()
 
-    @rule(call=calls)
-    def end_down(self, call: Call) -> None:
-        if call.worker is not None and not call.worker._out_done:
+    @rule(call=calls, really=rarely)
+    def end_down(self, call: Call, really: bool) -> None:
+        if really and call.worker is not None and not call.worker._out_done:
             call.down_ended = True
             call.worker.end()
 
-    @rule(call=calls)
-    def fail(self, call: Call) -> None:
-        if call.worker is not None and not call.worker._out_done:
+    @rule(call=calls, really=rarely)
+    def fail(self, call: Call, really: bool) -> None:
+        if really and call.worker is not None and not call.worker._out_done:
             call.failed = RemoteError("KeyError: 'x'", type_name="KeyError")
             call.worker.fail(call.failed)
 
@@ -142,8 +173,10 @@ class TwoConnections(RuleBasedStateMachine):
     def stop(self, call: Call) -> None:
         call.caller.stop()
 
-    @rule(call=calls)
-    def kill(self, call: Call) -> None:
+    @rule(call=calls, really=rarely)
+    def kill(self, call: Call, really: bool) -> None:
+        if not really:
+            return
         if not call.caller.ended:
             call.killed = True
         call.caller.kill()
@@ -158,9 +191,9 @@ class TwoConnections(RuleBasedStateMachine):
     def read_down(self, call: Call) -> None:
         call.down_read += read(call.caller)
 
-    @rule()
-    def refuse_the_next_call(self) -> None:
-        self.refuse_next = True
+    @rule(really=rarely)
+    def refuse_the_next_call(self, really: bool) -> None:
+        self.refuse_next = really
 
     @rule(max_bytes=st.sampled_from([1, 1000, 10_000, 2**18]))
     def pull(self, max_bytes: int) -> None:
@@ -171,12 +204,13 @@ class TwoConnections(RuleBasedStateMachine):
         self.pair.push(up=up, down=down)
 
     @rule()
-    def push_all(self) -> None:
+    def turn(self) -> None:
+        self.pair.pull()
         self.pair.push()
 
-    @rule()
-    def goaway(self) -> None:
-        if self.goaways < 2 and self.counter > 5:
+    @rule(really=rarely)
+    def goaway(self, really: bool) -> None:
+        if really and self.goaways < 2 and self.counter > 20:
             self.goaways += 1
             self.pair.listener.goaway()
 
@@ -191,7 +225,7 @@ class TwoConnections(RuleBasedStateMachine):
                 assert got == sent[: len(got)]
                 assert [type(item) for item in got] == [type(item) for item in sent[: len(got)]]
             for stream, least in ((call.caller, 0), (call.worker, 262_144)):
-                if stream is not None and not stream.over:
+                if stream is not None and not stream._in_done:
                     held = sum(len(item) + ITEM_COST for item in stream._items)
                     held += stream._assembly.filled if stream._assembly else 0
                     assert (
@@ -210,7 +244,21 @@ class TwoConnections(RuleBasedStateMachine):
         assert not self.pair.listener_budget._asking
 
     def finish_all(self) -> None:
-        """Everybody ends and reads until nothing moves."""
+        """Everybody reads, then everybody ends, until nothing moves."""
+        idle = 0
+        while idle < 3:  # a turn may do nothing but ask for an item, or bring it
+            before = sum(len(call.up_read) + len(call.down_read) for call in self.all.values())
+            for call in self.all.values():
+                if call.worker is not None:
+                    call.up_read += read(call.worker)
+                call.down_read += read(call.caller)
+            self.pair.settle()
+            after = sum(len(call.up_read) + len(call.down_read) for call in self.all.values())
+            idle = 0 if after > before else idle + 1
+        for call in self.all.values():
+            if call.worker is not None and not call.worker.over:
+                assert call.up_read == call.up
+                assert call.down_read == call.down
         for _ in range(1000):
             for call in self.all.values():
                 call.caller.end()

@@ -134,20 +134,18 @@ class Stream(Receiving):
 
     def _broken(self, error: DynamoError | None, refused: bool, refuses: bool) -> DynamoError:
         """What it ends with when its connection does. ``refused``: by the listener, or ``refuses``: by us."""
-        peer, sent = self._connection.options.peer, self._handed_out()
-        why = "" if error is None else f": {error}"
+        connection, sent = self._connection, self._handed_out()
+        why = str(error or f"the connection to {connection.options.peer} was closed")
         ending: DynamoError
         if error is not None and (refused or refuses):
             ending = copy.copy(error)
             if refuses and sent and error.retry is Retry.SAFE:
                 ending.retry = Retry.UNKNOWN
-        elif sent:
+        elif sent and not connection.ended_unopened:
             received = self.received + len(self._items)
-            ending = StreamBrokenError(
-                f"the connection to {peer} ended after {received} items of the call{why}", received=received
-            )
+            ending = StreamBrokenError(f"{why} ({received} items of the call had arrived)", received=received)
         else:
-            ending = UnavailableError(f"the connection to {peer} ended before the call was sent{why}")
+            ending = UnavailableError(f"{why} (the call was not {'taken' if sent else 'sent'})")
         ending.__cause__ = error
         return ending
 
