@@ -184,6 +184,19 @@ def test_a_call_whose_input_has_no_memory_is_refused_as_overloaded() -> None:
     assert pair.listener_budget.used == 0
 
 
+def test_with_a_budget_below_one_window_calls_pass_one_at_a_time() -> None:
+    pair = Pair(budget=4096)
+    caller, worker = pair.call(None, end=False)
+    caller.send(memoryview(bytes(500_000)))
+    assert [len(item) for item in read_all(pair, worker)] == [500_000]
+    second = pair.open(None, end=False)
+    pair.settle()
+    assert isinstance(second.error, OverloadedError)
+    caller.kill()
+    pair.settle()
+    assert pair.call(None, end=False)[0].error is None
+
+
 def test_a_call_whose_first_item_has_no_memory_is_refused_as_overloaded() -> None:
     pair = Pair(listener=Options(window_bytes=1000), budget=MIB)
     waiting = pair.open(memoryview(bytes(900_000)))

@@ -51,8 +51,8 @@ class ReceiveBudget:
         return size
 
     def reserve(self, size: int) -> bool:
-        """Take ``size`` now, or not at all."""
-        if self.used + size > self.total:
+        """Take ``size`` now, or not at all; the first one always gets it."""
+        if self.used and self.used + size > self.total:
             return False
         self.used += size
         return True

@@ -258,8 +258,7 @@ class Connection:
     def tick(self, now: float) -> float:
         """Keep-alive: call it once connected, and again at the time it returns (seconds of any steady clock).
 
-        May queue a PING, end calls, or close the connection: opening not done in time, or peer silent for 3
-        K.
+        May queue a PING, end calls, or close the connection: the opening took too long, or 3 K of silence.
         """
         if self.closed:
             return math.inf
