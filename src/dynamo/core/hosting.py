@@ -160,7 +160,6 @@ class Hosting:
         activity: Activity | None = None
         if options.health_check_payload is not None and self._settings.health_check_enabled:
             counted = activity = Activity(counted)
-        self._observing.of(endpoint_id).labels = dict(options.labels)
         served = Served(
             endpoint_id,
             read_handler(function, duplex=options.duplex),
@@ -175,6 +174,7 @@ class Hosting:
                 f"{path} is already served by this runtime: leave that block first, or make another runtime"
             )
         self.served[path] = served
+        self._observing.of(endpoint_id).labels = dict(options.labels)
         try:
             instance = await self._adapters.patiently(self._register(served, options), self._hindrance)
             if served.leaving is not None:

@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 from aiohttp import web
 
 from dynamo.adapters.request_plane.tcp.addresses import own_address
@@ -35,7 +36,7 @@ from dynamo.core.health import Health, Status
 logger = logging.getLogger("dynamo.runtime")
 
 MAX_BODY_BYTES = 2**20
-CLOSE_S = 1.0  # for requests under way when the runtime ends
+CLOSE_S = 0.5  # for requests under way when the runtime ends; aiohttp waits as long again for what it cancels
 LOCAL_BACKENDS = ("mem", "file", "static")
 LOOPBACK = "127.0.0.1"
 
@@ -162,5 +163,6 @@ async def open_status_server(runtime: DistributedRuntime) -> AsyncIterator[str]:
         await web.SockSite(runner, listening).start()
         yield _url(settings, listening)
     finally:
-        await runner.cleanup()
+        with anyio.move_on_after(4 * CLOSE_S, shield=True):
+            await runner.cleanup()
         listening.close()
