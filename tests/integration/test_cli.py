@@ -236,6 +236,56 @@ def test_what_the_handler_raised_is_one_line(deployment: Deployment) -> None:
     refused(done, 1, "the handler raised KeyError", "no such")
 
 
+# doctor
+
+
+def test_doctor_names_what_each_setting_came_from_and_hides_secrets(deployment: Deployment) -> None:
+    secrets = {"DYN_AUTH_TOKEN": "hush-hush", "DYN_NAMESPACE": "mine"}
+    done = deployment.run("doctor", "--request-plane", "tcp", **secrets)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hush" not in done.stdout
+    for words in (
+        f"discovery_backend = {deployment.discovery} (DYN_DISCOVERY_BACKEND)",
+        "request_plane = tcp (--request-plane)",
+        "namespace = mine (DYN_NAMESPACE)",
+        "auth_token = (hidden) (DYN_AUTH_TOKEN)",
+        "lists 1 endpoint, 1 instance",
+        "request plane: tcp opens",
+    ):
+        assert words in done.stdout
+
+
+def test_doctor_says_what_to_do_about_each_thing_and_exits_with_1(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    env = environment(f"file://{tmp_path}/file", DYN_TCP_TLS_KEY_PATH="/no/key", DYN_KEEPALIVE="3")
+    done = subprocess.run(
+        [*COMMAND, "doctor", "--json"],
+        env=env, text=True, capture_output=True, timeout=BOUND_S, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+    findings = json.loads(done.stdout)
+    troubles = {(one["topic"], one["level"]): one for one in findings if one["level"] != "ok"}
+    assert "/no/key" in troubles["settings", "wrong"]["text"]
+    assert troubles["settings", "note"]["remedy"] == "did you mean DYN_KEEPALIVE_S?"
+    assert "mem (one process), file" in troubles["discovery", "wrong"]["remedy"]
+
+
+def test_doctor_reports_a_bad_value_and_an_unknown_adapter(deployment: Deployment) -> None:
+    done = deployment.run("doctor", DYN_KEEPALIVE_S="soon")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "wrong  settings: DYN_KEEPALIVE_S='soon'" in done.stdout
+    done = deployment.run("doctor", "--discovery", "etcdd://user:pw@host")
+    assert done.returncode == 1
+    assert "wrong  adapters: discovery etcdd" in done.stdout
+    assert "pw" not in done.stdout
+
+
+def test_doctor_on_a_terminal_ends_with_a_verdict(deployment: Deployment) -> None:
+    code, text = on_a_terminal(["doctor"], {**deployment.env, "NO_COLOR": "1"})
+    assert code == 0
+    assert text.rstrip().endswith("nothing is wrong")
+
+
 # Mistakes
 
 

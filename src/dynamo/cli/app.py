@@ -13,12 +13,13 @@ from dynamo.cli.showing import one_line
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-COMMANDS = ("ls", "call")
+COMMANDS = ("ls", "call", "doctor")
 
 EPILOG = """\b
 Examples:
   dynamo ls                                         what is served, and where
   dynamo call demo.backend.generate '{"prompt": "hi"}'
+  dynamo doctor                                     what is configured, and what is wrong
 
 \b
 Exit codes:

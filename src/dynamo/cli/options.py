@@ -86,7 +86,7 @@ def settings(discovery: str | None, request_plane: str | None) -> Settings:
     """The environment's, with the options over it. Raises ConfigError."""
     from dynamo.core.config import Settings
 
-    return Settings.from_env(**_given(discovery, request_plane))
+    return Settings.from_env(**given(discovery, request_plane))
 
 
 def runtime(discovery: str | None, request_plane: str | None) -> DistributedRuntime:
@@ -96,7 +96,7 @@ def runtime(discovery: str | None, request_plane: str | None) -> DistributedRunt
     bounds: dict[str, Any] = {}
     if not settings(discovery, request_plane).is_set("startup_timeout_s"):
         bounds["startup_timeout_s"] = BACKEND_WAIT_S
-    return DistributedRuntime(**_given(discovery, request_plane), **bounds, system_port=-1)
+    return DistributedRuntime(**given(discovery, request_plane), **bounds, system_port=-1)
 
 
 def source(settings: Settings, field: str) -> str:
@@ -105,6 +105,7 @@ def source(settings: Settings, field: str) -> str:
     return {"discovery_backend": "--discovery", "request_plane": "--request-plane"}.get(name, name)
 
 
-def _given(discovery: str | None, request_plane: str | None) -> dict[str, Any]:
+def given(discovery: str | None, request_plane: str | None) -> dict[str, Any]:
+    """What was given as an option, by the names of ``Settings``."""
     given = {"discovery_backend": discovery, "request_plane": request_plane}
     return {name: value for name, value in given.items() if value is not None}
