@@ -286,6 +286,56 @@ def test_doctor_on_a_terminal_ends_with_a_verdict(deployment: Deployment) -> Non
     assert text.rstrip().endswith("nothing is wrong")
 
 
+# bench
+
+
+def test_bench_prints_rates_and_a_table_of_latencies(deployment: Deployment) -> None:
+    done = deployment.run("bench", GENERATE, '{"count": 2}', "-c", "4", "-n", "50")
+    assert (done.returncode, done.stderr) == (0, "")
+    head, rates, names, *rows = done.stdout.splitlines()
+    assert head.startswith(f"{GENERATE}: 50 requests, 4 at a time, ")
+    assert rates.endswith(" items/s, 0 failed")
+    assert names.split() == ["p50", "p90", "p99", "max"]
+    assert [row.split("\t")[0] for row in rows] == ["latency", "first item"]
+
+
+def test_bench_counts_errors_by_class(deployment: Deployment) -> None:
+    done = deployment.run("bench", GENERATE, '{"count": 1, "fail": true}', "-c", "2", "-n", "6", "--json")
+    assert (done.returncode, done.stderr) == (1, "")
+    report = json.loads(done.stdout)
+    assert (report["finished"], report["failed"], report["times"]) == (6, 6, {})
+    assert {name: count for name, (count, _) in report["errors"].items()} == {"RemoteError(KeyError)": 6}
+
+
+def test_bench_draws_its_progress_on_a_terminal(deployment: Deployment) -> None:
+    code, text = on_a_terminal(["bench", GENERATE, "{}", "-n", "200", "-c", "2"], deployment.env)
+    assert code == 0
+    assert "200 requests, 2 at a time" in text
+    assert "/200" in text  # the bar's
+
+
+def test_bench_of_nobody_fails_once(deployment: Deployment) -> None:
+    refused(
+        deployment.run("bench", "demo.backend.nobody", "{}", "--timeout", "0.5"), 1, "demo.backend.nobody"
+    )
+
+
+def test_bench_interrupted_reports_what_it_has(deployment: Deployment) -> None:
+    arguments = ["bench", GENERATE, '{"count": 1}', "-c", "1", "-n", "1000000"]
+    ours, theirs = pty.openpty()
+    with started(arguments, deployment.env, stderr=theirs) as bench:
+        os.close(theirs)
+        text = b""
+        while b"0 failed" not in text or b" 0/s" in text.rpartition(b"\r")[2]:
+            text += os.read(ours, 65536)
+        bench.send_signal(signal.SIGINT)
+        assert bench.stdout is not None
+        shown = bench.stdout.read()
+        assert bench.wait(timeout=BOUND_S) == 130
+    os.close(ours)
+    assert "latency\t" in shown
+
+
 # Mistakes
 
 

@@ -13,13 +13,14 @@ from dynamo.cli.showing import one_line
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-COMMANDS = ("ls", "call", "doctor")
+COMMANDS = ("ls", "call", "doctor", "bench")
 
 EPILOG = """\b
 Examples:
   dynamo ls                                         what is served, and where
   dynamo call demo.backend.generate '{"prompt": "hi"}'
   dynamo doctor                                     what is configured, and what is wrong
+  dynamo bench demo.backend.generate '{"prompt": "hi"}' -c 64 -n 10000
 
 \b
 Exit codes:
