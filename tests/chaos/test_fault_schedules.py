@@ -1,7 +1,8 @@
 """Whatever happens to links, workers and callers, every call ends in one of result, typed error and
 cancellation, no handler runs more often than allowed, and nothing is left behind.
 
-A failing test prints its schedule; its id has the seed, by which it runs alone.
+A failing test prints its schedule, and its id has the seed, by which it runs alone:
+``pytest tests/chaos/test_fault_schedules.py -m "soak or not soak" -k "tcp-123]"``.
 """
 
 from __future__ import annotations
