@@ -2,10 +2,10 @@
 
     python benchmarks/limits.py [--loop asyncio|uvloop] [--transport tcp|unix] [--gib 1] [--seconds 5]
 
-Measured between two processes. An unread stream: what its handler could send before it had to wait (the bound
-is one window and one item; what the kernel buffers comes out of that window). One GiB through a stream: how much
-both processes grew. Items of 16 MiB on one stream: how late the small items of another stream of the same
-connection arrive (the target is a p99 below 20 ms).
+Measured between two processes. An unread stream: what its handler could send before it had to wait (the
+bound is one window and one item; what the kernel buffers comes out of that window). One GiB through a
+stream: how much both processes grew. Items of 16 MiB on one stream: how late the small items of another
+stream of the same connection arrive (the target is a p99 below 20 ms).
 """
 
 from __future__ import annotations
