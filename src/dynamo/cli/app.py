@@ -13,10 +13,11 @@ from dynamo.cli.showing import one_line
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-COMMANDS = ("ls", "call", "doctor", "bench")
+COMMANDS = ("serve", "ls", "call", "doctor", "bench")
 
 EPILOG = """\b
 Examples:
+  dynamo serve hello:Frontend -f config.yaml        run a service and all that it depends on
   dynamo ls                                         what is served, and where
   dynamo call demo.backend.generate '{"prompt": "hi"}'
   dynamo doctor                                     what is configured, and what is wrong

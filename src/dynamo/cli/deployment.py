@@ -1,0 +1,81 @@
+"""What ``dynamo serve`` was told to run, in a form that its workers get too."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from dynamo.core.errors import ConfigError, DynamoError
+from dynamo.core.typed import did_you_mean
+from dynamo.sdk import ServiceGraph, ServiceSpec, read_config
+
+
+@frozen(kw_only=True)
+class Deployment:
+    """The command line, as far as services are concerned."""
+
+    target: str
+    file: str | None = None
+    overrides: tuple[str, ...] = ()
+    discovery: str | None = None
+    request_plane: str | None = None
+
+    def to_text(self) -> str:
+        return json.dumps(attrs.asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> Deployment:
+        values: dict[str, Any] = json.loads(text)
+        values["overrides"] = tuple(values["overrides"])
+        return cls(**values)
+
+    def graph(self) -> ServiceGraph:
+        """Import the services and read their configuration. Raises ConfigError."""
+        return ServiceGraph.of(load(self.target), config=read_config(self.file, self.overrides))
+
+
+def load(target: str) -> type[Any]:
+    """The service class at ``module:Class``, seen from the current directory. Raises ConfigError."""
+    module_name, separator, name = target.partition(":")
+    if not separator or not module_name or not name:
+        raise ConfigError(f"{target!r}: expected module:Service, such as hello:Frontend")
+    if sys.path[:1] != [""]:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except DynamoError as error:
+        raise ConfigError(f"{module_name}: {error}") from error
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if module_name == missing or module_name.startswith(f"{missing}."):
+            raise ConfigError(
+                f"no module {missing!r} here: run it where {missing}.py is, and leave .py out"
+            ) from error
+        raise ConfigError(f"{module_name} needs the package {missing!r}, which is not installed") from error
+    except Exception as error:  # whatever a user's module raises
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{last.filename}:{last.lineno}"
+        raise ConfigError(f"importing {module_name}: {type(error).__name__}: {error} ({place})") from error
+    found = getattr(module, name, None)
+    if not _is_service(found):
+        known = [key for key, value in vars(module).items() if _is_service(value)]
+        what = "is no service" if found is not None else "is not there"
+        raise ConfigError(f"{target}: {name} {what}; {did_you_mean(name, known)}")
+    assert isinstance(found, type)
+    return found
+
+
+def _is_service(value: object) -> bool:
+    if not isinstance(value, type):
+        return False
+    try:
+        ServiceSpec.of(value)
+    except DynamoError:
+        return False
+    return True

@@ -1,0 +1,80 @@
+"""``dynamo serve``: a service and all that it depends on, each worker in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dynamo.cli.options import settings, source, where
+
+
+@click.command(
+    "serve",
+    short_help="Run a service and all that it depends on.",
+    context_settings={"ignore_unknown_options": True},
+    epilog="""\b
+Examples:
+  dynamo serve hello:Frontend --discovery file
+  dynamo serve hello:Frontend -f config.yaml --Backend.workers=3
+  dynamo serve hello:Frontend --service-name Backend     only that one of them, as on another host
+  dynamo serve hello:Frontend -f config.yaml --dry-run   check it and show what would run
+
+\b
+A worker that ends is started again, after a pause that grows while it keeps ending. Ctrl-C (or SIGTERM)
+drains all, callers before those they call, and exits with 0; a second Ctrl-C stops at once, with 130.
+Where DYN_SYSTEM_PORT or DYN_TCP_RPC_PORT is set, each worker takes the next port from there.
+""",
+)
+@click.argument("target", metavar="MODULE:SERVICE")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[--SERVICE.KEY=VALUE]...")
+@click.option(
+    "-f", "--file", "file", type=click.Path(path_type=Path), metavar="PATH", help="Configuration (YAML)."
+)
+@click.option("--service-name", metavar="NAME", help="Run this one of the services alone.")
+@click.option("--dry-run", is_flag=True, help="Check the services and their configuration; run nothing.")
+@where
+def command(
+    target: str,
+    overrides: tuple[str, ...],
+    file: Path | None,
+    service_name: str | None,
+    dry_run: bool,
+    discovery: str | None,
+    request_plane: str | None,
+) -> int:
+    """Run SERVICE of MODULE, found from the current directory, with supervised workers."""
+    import asyncio
+
+    from dynamo.cli.deployment import Deployment
+    from dynamo.cli.showing import printable
+    from dynamo.cli.supervising import supervise
+    from dynamo.core.errors import ConfigError
+
+    chosen = settings(discovery, request_plane)
+    deployment = Deployment(
+        target=target,
+        file=None if file is None else str(file),
+        overrides=overrides,
+        discovery=discovery,
+        request_plane=request_plane,
+    )
+    graph = deployment.graph()
+    graph.check()
+    planned = graph.services if service_name is None else (graph[service_name],)
+    if dry_run:
+        for one in planned:
+            namespace = one.namespace or chosen.namespace
+            options = "".join(f" {name}={value!r}" for name, value in one.options.items())
+            count = "1 worker" if one.workers == 1 else f"{one.workers} workers"
+            click.echo(f"{one.name}: {count}{' with' if options else ''}{printable(options)}")
+            for method in one.service.methods:
+                click.echo(f"  {namespace}.{one.name}.{method.name}")
+        return 0
+    for field in ("discovery_backend", "request_plane"):
+        if getattr(chosen, field).partition("://")[0] == "mem":
+            raise ConfigError(
+                f"{source(chosen, field)}=mem: each worker is a process of its own, "
+                "and mem stays within one; use --discovery file --request-plane tcp"
+            )
+    return asyncio.run(supervise(deployment, planned, chosen))

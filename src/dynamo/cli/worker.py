@@ -1,0 +1,52 @@
+"""One worker of ``dynamo serve``: ``python -m dynamo.cli.worker DEPLOYMENT SERVICE READY_FD``.
+
+It tells on READY_FD when it serves. Its standard input is open for as long as its supervisor lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+
+from dynamo.cli.deployment import Deployment
+from dynamo.cli.options import given
+from dynamo.cli.showing import one_line
+from dynamo.core.distributed import DistributedRuntime
+from dynamo.core.errors import ConfigError, DynamoError
+from dynamo.sdk import serve_services
+
+
+async def _serve(deployment: Deployment, service: str, ready: int) -> None:
+    options = given(deployment.discovery, deployment.request_plane)
+    async with DistributedRuntime(handle_signals=True, **options) as runtime:
+        level = runtime.settings.log.partition(",")[0].upper()
+        known = level if level in logging.getLevelNamesMapping() else "INFO"
+        logging.basicConfig(level=known, format="%(levelname)s %(name)s: %(message)s")
+        graph = deployment.graph()
+        asyncio.get_running_loop().add_reader(0, _on_input, runtime)
+        async with serve_services(runtime, graph[service].service.cls, graph=graph) as served:
+            os.write(ready, b"1")
+            os.close(ready)
+            await served.until_shutdown()
+
+
+def _on_input(runtime: DistributedRuntime) -> None:
+    """Only the end of the input comes: the supervisor is gone, and nobody would end this process."""
+    asyncio.get_running_loop().remove_reader(0)
+    runtime.shutdown()
+
+
+def main() -> int:
+    deployment, service, ready = sys.argv[1:]
+    try:
+        asyncio.run(_serve(Deployment.from_text(deployment), service, int(ready)))
+    except DynamoError as error:
+        print(one_line(f"{type(error).__name__}: {error}"), file=sys.stderr)  # noqa: T201
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""``dynamo serve`` in a process of its own: workers that are killed, drained, stopped, and left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("click", reason="the extra cli is not installed")
+pytest.importorskip("rich", reason="the extra cli is not installed")
+pytest.importorskip("msgspec", reason="the extra services is not installed")
+
+from integration.test_cli import BOUND_S, COMMAND, environment, refused, started
+
+HELLO = """
+import asyncio, os
+from collections.abc import AsyncIterator
+from dynamo.runtime import depends, endpoint, service
+
+@service(namespace="demo", workers=2)
+class Backend:
+    @endpoint
+    async def generate(self, prompt: str) -> AsyncIterator[str]:
+        print("asked for", prompt)
+        for word in prompt.split():
+            yield word
+
+    @endpoint
+    async def pid(self) -> int:
+        return os.getpid()
+
+    @endpoint
+    async def hang(self) -> AsyncIterator[str]:
+        yield "hanging"
+        await asyncio.Event().wait()
+
+@service(namespace="demo")
+class Frontend:
+    backend = depends(Backend)
+
+    def __init__(self, mark: str = "!") -> None:
+        self.mark = mark
+
+    @endpoint
+    async def run(self, prompt: str) -> AsyncIterator[str]:
+        async for word in self.backend.generate(prompt):
+            yield word + self.mark
+"""
+ALL_UP = "up: Backend 2/2, Frontend 1/1"
+
+
+class Folder:
+    """Where a user stands who has written ``hello.py``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.env = environment(f"file://{path}/discovery", PWD=str(path), DYN_DRAIN_GRACE_S="0.1")
+        (path / "hello.py").write_text(HELLO)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            env=self.env, cwd=self.path, text=True, capture_output=True, timeout=BOUND_S, check=False,
+        )  # fmt: skip
+
+    def pid_of(self, instance: int) -> int:
+        return int(self.run("call", "demo.Backend.pid", "{}", "--instance", str(instance)).stdout)
+
+    def backends(self) -> list[int]:
+        listed = json.loads(self.run("ls", "demo.Backend.pid", "--json").stdout)
+        return [one["instance_id"] for one in listed]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    monkeypatch.chdir(tmp_path)
+    return Folder(tmp_path)
+
+
+def until(serving: subprocess.Popen[str], words: str) -> list[str]:
+    """The lines up to the one with these words."""
+    assert serving.stdout is not None
+    lines: list[str] = []
+    for line in serving.stdout:
+        lines.append(line.rstrip("\n"))
+        if words in line:
+            return lines
+    pytest.fail(f"no {words!r} in {lines}")
+
+
+def test_a_killed_worker_comes_back_and_ctrl_c_drains_all(folder: Folder) -> None:
+    with started(["serve", "hello:Frontend", "--Frontend.mark=?"], folder.env) as serving:
+        until(serving, ALL_UP)
+        done = folder.run("call", "demo.Frontend.run", '{"prompt": "hi there"}')
+        assert (done.returncode, done.stdout) == (0, "hi?\nthere?\n"), done.stderr
+        asked = until(serving, "asked for")[-1]
+        assert asked.split(" | ")[0].strip() in ("Backend/0", "Backend/1")
+        first, second = map(folder.pid_of, folder.backends())
+        os.kill(first, signal.SIGKILL)
+        until(serving, "ended with SIGKILL; again in 0.5 s")
+        until(serving, ALL_UP)
+        pids = {folder.pid_of(instance) for instance in folder.backends()}
+        assert second in pids
+        assert first not in pids
+        serving.send_signal(signal.SIGINT)
+        lines = until(serving, "draining: Backend 0/2, Frontend 0/1")
+        assert serving.wait(timeout=BOUND_S) == 0
+        assert [line for line in lines if "Backend 2/2, Frontend 0/1" in line]  # callers go first
+        assert not any(psutil.pid_exists(pid) for pid in pids)
+        assert folder.backends() == []
+
+
+def test_a_second_ctrl_c_stops_at_once(folder: Folder) -> None:
+    with started(["serve", "hello:Frontend", "--Backend.workers=1"], folder.env) as serving:
+        until(serving, "up: Backend 1/1, Frontend 1/1")
+        (instance,) = folder.backends()
+        pid = folder.pid_of(instance)
+        with started(["call", "demo.Backend.hang", "{}"], folder.env) as calling:
+            assert calling.stdout is not None
+            assert calling.stdout.readline() == "hanging\n"
+            began = time.monotonic()
+            serving.send_signal(signal.SIGINT)
+            until(serving, "draining: Backend 1/1, Frontend 0/1")
+            while serving.poll() is None:
+                serving.send_signal(signal.SIGINT)
+                try:
+                    serving.wait(timeout=0.2)
+                except subprocess.TimeoutExpired:
+                    assert time.monotonic() - began < BOUND_S
+            assert serving.returncode == 130
+            assert time.monotonic() - began < 20  # the drain would take 30 s
+            assert not psutil.pid_exists(pid)
+
+
+def test_workers_whose_supervisor_was_killed_end_by_themselves(folder: Folder) -> None:
+    arguments = ["serve", "hello:Frontend", "--service-name", "Backend", "--Backend.workers=1"]
+    with started(arguments, folder.env) as serving:
+        until(serving, "up: Backend 1/1")
+        (instance,) = folder.backends()
+        worker = psutil.Process(folder.pid_of(instance))
+        serving.kill()
+        psutil.wait_procs([worker], timeout=BOUND_S)
+        assert not worker.is_running()
+
+
+def test_the_status_line_stays_on_a_terminal(folder: Folder) -> None:
+    ours, theirs = pty.openpty()
+    arguments = ["serve", "hello:Backend", "--Backend.workers=1"]
+    with started(arguments, folder.env, stdin=theirs, stdout=theirs, stderr=theirs) as serving:
+        os.close(theirs)
+        text = b""
+        while b"up: Backend 1/1" not in text:
+            text += os.read(ours, 65536)
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(timeout=BOUND_S) == 0
+    os.close(ours)
+
+
+def test_a_dry_run_shows_the_plan_and_runs_nothing(folder: Folder) -> None:
+    done = folder.run("serve", "hello:Frontend", "--dry-run", "--Frontend.mark=?", "--Backend.workers=1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "Backend: 1 worker with workers='1'",
+        "  demo.Backend.generate",
+        "  demo.Backend.pid",
+        "  demo.Backend.hang",
+        "Frontend: 1 worker with mark='?'",
+        "  demo.Frontend.run",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        (["hello"], ["hello", "module:Service"]),
+        (["helo:Frontend"], ["no module 'helo' here"]),
+        (["hello:Frontnd"], ["Frontnd", "did you mean 'Frontend'"]),
+        (["hello:asyncio"], ["asyncio is no service"]),
+        (["broken:Service"], ["broken.py:1", "ZeroDivisionError"]),
+        (["needy:Service"], ["no_such_package", "not installed"]),
+        (["hello:Frontend", "--dryrun"], ["--dryrun", "--Service.key=value"]),
+        (["hello:Frontend", "--Frontend.mrk=1"], ["mrk", "did you mean 'mark'"]),
+        (["hello:Frontend", "-f", "none.yaml"], ["none.yaml"]),
+        (["hello:Frontend", "--service-name", "Back"], ["unknown service 'Back'", "Backend"]),
+        (["hello:Frontend", "--discovery", "mem"], ["--discovery=mem", "file"]),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_runs(
+    folder: Folder, arguments: list[str], words: list[str]
+) -> None:
+    (folder.path / "broken.py").write_text("1 / 0\n")
+    (folder.path / "needy.py").write_text("import no_such_package\n")
+    refused(folder.run("serve", *arguments), 2, *words)
