@@ -19,7 +19,7 @@ most. NFS keeps listings for up to a minute: mount it with ``actimeo=1``. A syst
 =============  ==========================================================
 capability
 =============  ==========================================================
-liveness       ttl
+liveness       ttl: ``?ttl_s=``, else 10 s; 4/3 of it with ``?shared=1``
 dynamic        yes
 cross_process  yes
 cross_host     with ``?shared=1``

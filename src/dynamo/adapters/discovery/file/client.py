@@ -192,7 +192,12 @@ class FileDiscovery(Discovery):
 
 
 def capability(*, shared: bool, ttl_s: float) -> Capability:
-    """Of a disk that one host uses, or of one that hosts share."""
+    """Of a disk that one host uses, or of one that hosts share, where a death shows later than the TTL."""
     return Capability(
-        scheme="file", liveness=Liveness.TTL, ttl_s=ttl_s, dynamic=True, cross_process=True, cross_host=shared
+        scheme="file",
+        liveness=Liveness.TTL,
+        ttl_s=ttl_s * 4 / 3 if shared else ttl_s,
+        dynamic=True,
+        cross_process=True,
+        cross_host=shared,
     )
