@@ -20,7 +20,8 @@ async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
         if request.get("fail"):
             raise KeyError("no such\nmodel")
     except asyncio.CancelledError:
-        print("cancelled", flush=True)
+        if tag := request.get("tag"):
+            print("cancelled", tag, flush=True)
         raise
 
 

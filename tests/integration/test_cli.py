@@ -22,7 +22,7 @@ COMMAND = (sys.executable, "-W", "error", "-m", "dynamo.cli")
 WORKER = Path(__file__).with_name("cli_worker.py")
 GENERATE = "demo.backend.generate"
 BOUND_S = 30
-HANGING = json.dumps({"count": 1, "hang": True})
+HANGING = json.dumps({"count": 1, "hang": True, "tag": "ctrl-c"})
 
 
 def environment(discovery: str, **more: str) -> dict[str, str]:
@@ -211,7 +211,7 @@ def test_call_streams_and_ctrl_c_cancels_the_handler(deployment: Deployment) -> 
         _, errors = calling.communicate(timeout=BOUND_S)
         assert (calling.returncode, errors.strip()) == (130, "dynamo: interrupted")
     assert deployment.worker.stdout is not None
-    assert deployment.worker.stdout.readline() == "cancelled\n"
+    assert deployment.worker.stdout.readline() == "cancelled ctrl-c\n"
 
 
 def test_call_whose_reader_left_ends_without_a_word(deployment: Deployment) -> None:
@@ -225,10 +225,12 @@ def test_call_whose_reader_left_ends_without_a_word(deployment: Deployment) -> N
 
 
 def test_call_ends_at_its_deadline(deployment: Deployment) -> None:
-    done = deployment.run("call", GENERATE, '{"count": 0, "hang": true}', "--timeout", "0.5")
+    done = deployment.run(
+        "call", GENERATE, '{"count": 0, "hang": true, "tag": "deadline"}', "--timeout", "0.5"
+    )
     refused(done, 1, "DeadlineError", GENERATE)
     assert deployment.worker.stdout is not None
-    assert deployment.worker.stdout.readline() == "cancelled\n"
+    assert deployment.worker.stdout.readline() == "cancelled deadline\n"
 
 
 def test_what_the_handler_raised_is_one_line(deployment: Deployment) -> None:

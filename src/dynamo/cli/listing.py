@@ -95,7 +95,8 @@ async def list_once(settings: Settings, scope: Scope, *, as_json: bool, timeout_
     elif instances:
         out.print(tree(instances))
     if not instances and not as_json:
-        click.echo(f"nothing is served under {scope} in {_place(settings)}", err=True)
+        under = "" if scope == Scope() else f" under {scope}"
+        click.echo(f"nothing is served{under} in {_place(settings)}", err=True)
 
 
 async def watch_on(settings: Settings, scope: Scope, *, as_json: bool, timeout_s: float) -> None:
@@ -104,7 +105,8 @@ async def watch_on(settings: Settings, scope: Scope, *, as_json: bool, timeout_s
     async with _watching(settings, scope) as watch:
         told = await _first_answer(watch, table, settings, timeout_s)
         if out.is_terminal and not as_json:
-            await _draw(watch, table, f"{scope} in {_place(settings)}")
+            what = _place(settings) if scope == Scope() else f"{scope} in {_place(settings)}"
+            await _draw(watch, table, what)
         while True:
             for mark, one in told:
                 click.echo(
