@@ -53,6 +53,21 @@ class Frontend:
         async for word in self.backend.generate(prompt):
             yield word + self.mark
 """
+BAD = """
+import subprocess
+from dynamo.runtime import endpoint, on_start, service
+
+@service(namespace="demo")
+class Fails:
+    @on_start
+    async def load(self) -> None:
+        subprocess.Popen(["sleep", "20"], stdin=subprocess.DEVNULL)
+        raise RuntimeError("no model here")
+
+    @endpoint
+    async def generate(self) -> int:
+        return 1
+"""
 ALL_UP = "up: Backend 2/2, Frontend 1/1"
 
 
@@ -115,6 +130,16 @@ def test_a_killed_worker_comes_back_and_ctrl_c_drains_all(folder: Folder) -> Non
         assert [line for line in lines if "Backend 2/2, Frontend 0/1" in line]  # callers go first
         assert not any(psutil.pid_exists(pid) for pid in pids)
         assert folder.backends() == []
+
+
+def test_a_worker_that_fails_is_started_again_though_its_child_holds_its_output(folder: Folder) -> None:
+    (folder.path / "bad.py").write_text(BAD)
+    with started(["serve", "bad:Fails"], folder.env) as serving:
+        lines = until(serving, "Fails/0 ended with exit code 1; again in 0.5 s")
+        assert any("RuntimeError: no model here" in line for line in lines)
+        until(serving, "Fails/0 ended with exit code 1; again in 1 s")
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(timeout=BOUND_S) == 0
 
 
 def test_a_second_ctrl_c_stops_at_once(folder: Folder) -> None:

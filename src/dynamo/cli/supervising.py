@@ -22,6 +22,7 @@ from dynamo.sdk import PlannedService
 PAUSE_S, PAUSE_LIMIT_S = 0.5, 30.0
 SETTLED_S = 10.0  # a worker that served for so long begins again with the shortest pause
 OUTPUT_S = 1.0  # for its last lines: a process that it started may hold its output open for ever
+POLL_S = 0.2
 CLOSING_S = 20.0  # for what a drained worker does after its calls: hooks, adapters
 USAGE = 2
 PORTS = {"system_port": "DYN_SYSTEM_PORT", "tcp_port": "DYN_TCP_RPC_PORT"}
@@ -173,12 +174,16 @@ class Supervisor:
                 worker.send(signal.SIGTERM)
             assert process.stdout is not None
             following = asyncio.create_task(self._printer.follow(worker.name, process.stdout))
+            waiting = asyncio.create_task(process.wait())
             try:
-                code = await process.wait()
-                await ended(following, OUTPUT_S)
+                # wait() alone also waits until nobody has the pipes open: see OUTPUT_S.
+                while process.returncode is None:
+                    await asyncio.wait((waiting,), timeout=POLL_S)
+                await asyncio.wait((following,), timeout=OUTPUT_S)
             finally:
                 following.cancel()
-            return code
+                waiting.cancel()
+            return process.returncode
         finally:
             loop.remove_reader(reading)
             os.close(reading)
