@@ -1,201 +1,299 @@
-"""What bounds memory and delay: an unread stream, a gigabyte, and small items beside large ones.
+"""What is bounded, measured: unread streams, a stream of a gigabyte, small items beside large ones.
 
-    python benchmarks/limits.py [--loop asyncio|uvloop] [--transport tcp|unix] [--gib 1] [--seconds 5]
+    python benchmarks/limits.py [--loop asyncio|uvloop] [--transport mem|tcp|unix|tls] [--rounds 64]
 
-Measured between two processes. An unread stream: what its handler could send before it had to wait (the
-bound is one window and one item; what the kernel buffers comes out of that window). One GiB through a
-stream: how much both processes grew. Items of 16 MiB on one stream: how late the small items of another
-stream of the same connection arrive (the target is a p99 below 20 ms).
+Prints three tables and writes build/bench/limits.json. One process calls, one works; mem is one process. The
+TLS rows need `trustme`, of the test group, for their certificates. Delays want a quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
-import signal
+import platform
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cancellation import loop_factory, where
+import psutil
 
 from dynamo.runtime import Client, DistributedRuntime
 
-COMPONENT = "bench.cancellation"  # what `where` declares for static discovery
-TRANSPORTS = ("tcp", "unix")
-MIB = 2**20
-BOUND_S = 120.0
-ITEM_BYTES = 4096
-PACE_S = 0.002
-
-
-def resident_bytes() -> int:
-    """Of this process, by the kernel's word."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+TRANSPORTS = ("mem", "tcp", "unix", "tls")
+OUTPUT = Path("build/bench/limits.json")
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+WINDOW, ITEM_COST = 256 * KIB, 64  # DYN_WINDOW_BYTES by default, and what an item costs beside its length
+TICK_S = 0.001  # between small items
+IDLE_S = 1.0  # of small items with nothing beside them
+SETTLED_S = 0.3  # a producer that moved nothing for so long is held up
+LOOK_S = 0.005  # between two looks at resident memory
+BOUND_S = 120.0  # of each measurement
 
 
 class Worker:
-    """One endpoint, ``linger``, which does what its request names."""
+    """The handlers, and how many items the first of them has made."""
 
     def __init__(self) -> None:
-        self._sent = 0
+        self.made = 0
 
-    async def linger(self, request: dict[str, Any]) -> AsyncIterator[Any]:
-        match request["do"]:
-            case "pour":  # as much as the window lets through
-                self._sent = 0
-                while True:
-                    yield bytes(ITEM_BYTES)
-                    self._sent += ITEM_BYTES
-            case "sent":
-                yield self._sent
-            case "resident":
-                yield resident_bytes()
-            case "bytes":
-                item = bytes(request["size"])
-                for _ in range(request["count"]):
-                    yield item
-            case "ticks":
-                while True:
-                    yield time.monotonic()
-                    await asyncio.sleep(PACE_S)
+    async def give(self, request: dict[str, Any]) -> AsyncIterator[Any]:
+        """``count`` items of ``size`` bytes, raw from one buffer or each encoded anew."""
+        self.made = 0
+        block = bytes(request["size"])
+        for number in range(request["count"]):
+            self.made += 1
+            yield memoryview(block) if request["raw"] else {"number": number, "data": block}
+
+    async def count(self, request: Any) -> int:
+        return self.made
+
+    async def tick(self, request: Any) -> AsyncIterator[dict[str, Any]]:
+        """Small items that carry the time at which they were made (the clock is the host's)."""
+        while True:
+            yield {"made_at": time.perf_counter(), "token_ids": [1], "text": " word"}
+            await asyncio.sleep(TICK_S)
 
     @asynccontextmanager
     async def serving(self, runtime: DistributedRuntime) -> AsyncIterator[None]:
-        async with runtime.endpoint(f"{COMPONENT}.linger").serve(self.linger):
+        async with (
+            runtime.endpoint("bench.limits.give").serve(self.give),
+            runtime.endpoint("bench.limits.count").serve(self.count),
+            runtime.endpoint("bench.limits.tick").serve(self.tick),
+        ):
             yield
 
 
-async def serve() -> None:
-    stopped = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    async with DistributedRuntime.from_env() as runtime, Worker().serving(runtime):
-        await stopped.wait()
+class Caller:
+    """The clients of one worker, and what of the two can be measured."""
+
+    def __init__(self, give: Client, count: Client, tick: Client, worker_pid: int) -> None:
+        self.give, self.count, self.tick = give, count, tick
+        self.processes = {"caller": psutil.Process(), "worker": psutil.Process(worker_pid)}
+
+    @classmethod
+    @asynccontextmanager
+    async def of(cls, runtime: DistributedRuntime, worker_pid: int) -> AsyncIterator[Caller]:
+        clients = [
+            await runtime.endpoint(f"bench.limits.{name}").client() for name in ("give", "count", "tick")
+        ]
+        for client in clients:
+            await client.wait_for_instances(timeout_s=BOUND_S)
+        yield cls(*clients, worker_pid)
+
+    async def overrun(self, size: int) -> int:
+        """Bytes that the producer of an unread stream made before it stopped, with what its items cost."""
+        request = {"size": size, "count": 8 * WINDOW // size + 8, "raw": True}
+        async with self.give.stream(request, buffers=True):
+            made, before = 0, 0
+            while made != before or not made:
+                await asyncio.sleep(SETTLED_S)
+                made, before = await self.count.call(None), made
+        return made * (size + ITEM_COST)
+
+    async def growth(self, size: int, raw: bool) -> tuple[float, dict[str, float]]:
+        """MiB/s of 1 GiB, and by how many MiB each side grew meanwhile, at most."""
+        request = {"size": size, "count": 4, "raw": raw}
+        await self._read(request)
+        start = self._resident()
+        most = dict(start)
+        began = time.perf_counter()
+        reading = asyncio.create_task(self._read(request | {"count": GIB // size}))
+        while not (await asyncio.wait({reading}, timeout=LOOK_S))[0]:
+            most = {name: max(most[name], bytes_) for name, bytes_ in self._resident().items()}
+        took = time.perf_counter() - began
+        if (read := reading.result()) != GIB:
+            raise RuntimeError(f"{read} bytes came, not {GIB}")
+        return GIB / MIB / took, {name: (most[name] - start[name]) / MIB for name in most}
+
+    def _resident(self) -> dict[str, int]:
+        return {name: process.memory_info().rss for name, process in self.processes.items()}
+
+    async def _read(self, request: dict[str, Any]) -> int:
+        read = 0
+        async with self.give.stream(request, buffers=True) as items:
+            async for item in items:
+                read += len(item) if request["raw"] else len(item["data"])
+        return read
+
+    async def delays(self, rounds: int) -> tuple[list[float], list[float]]:
+        """Milliseconds that small items travelled: alone, and beside ``rounds`` items of 16 MiB."""
+        delays: list[float] = []
+        note = delays.append
+
+        async def read_small() -> None:
+            async with self.tick.stream(None) as items:
+                async for item in items:
+                    note((time.perf_counter() - item["made_at"]) * 1000)
+
+        reading = asyncio.create_task(read_small())
+        await asyncio.sleep(IDLE_S)
+        alone = sorted(delays)
+        delays.clear()
+        await self._read({"size": 16 * MIB, "count": rounds, "raw": True})
+        beside = sorted(delays)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        return alone, beside
 
 
-async def unread(client: Client, window: int) -> str:
-    """How far a handler gets ahead of a reader that took one item and then none."""
-    async with client.stream({"do": "pour"}) as items:
-        await anext(items)
-        sent, unchanged = -1, 0
-        while unchanged < 5:
-            await asyncio.sleep(0.1)
-            now = await client.call({"do": "sent"})
-            sent, unchanged = now, unchanged + 1 if now == sent else 0
-    return f"sent {sent / 1024:.0f} KiB before it waited; window {window / 1024:.0f} KiB, item {ITEM_BYTES} B"
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if name == "asyncio":
+        return asyncio.new_event_loop
+    import uvloop
+
+    return uvloop.new_event_loop
 
 
-async def gigabyte(client: Client, gib: float, size: int) -> str:
-    """How much both processes grow while that much goes through one stream."""
-    count = int(gib * 1024 * MIB / size)
-    ours, theirs = resident_bytes(), await client.call({"do": "resident"})
-    most_ours = most_theirs = received = 0
-    began = time.perf_counter()
-    async with client.stream({"do": "bytes", "size": size, "count": count}, buffers=True) as items:
-        async for item in items:
-            received += len(item)
-            if received % (64 * MIB) < size:
-                most_ours = max(most_ours, resident_bytes() - ours)
-                most_theirs = max(most_theirs, await client.call({"do": "resident"}) - theirs)
-    assert received == count * size
-    rate = received / MIB / (time.perf_counter() - began)
-    return (
-        f"{received / MIB:.0f} MiB in items of {size // 1024} KiB at {rate:.0f} MiB/s: caller grew by "
-        f"{most_ours / MIB:.1f} MiB, worker by {most_theirs / MIB:.1f} MiB"
-    )
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
-async def beside_large_items(client: Client, seconds: float, large: bool) -> str:
-    """How late items paced at 2 ms arrive while their connection carries items of 16 MiB, or nothing else."""
-    late_ms: list[float] = []
-    moved = 0
-
-    async def carry() -> None:
-        nonlocal moved
-        async with client.stream({"do": "bytes", "size": 16 * MIB, "count": 10**6}, buffers=True) as items:
-            async for _ in items:
-                moved += 16
-
-    carrier = asyncio.create_task(carry()) if large else None
-    began = time.monotonic()
-    async with client.stream({"do": "ticks"}) as ticks:
-        async for sent_at in ticks:
-            now = time.monotonic()
-            late_ms.append((now - sent_at) * 1e3)
-            if now - began > seconds:
-                break
-    if carrier is not None:
-        carrier.cancel()
-        await asyncio.gather(carrier, return_exceptions=True)
-    late_ms.sort()
-    p50, p99 = (late_ms[int(len(late_ms) * share)] for share in (0.5, 0.99))
-    beside = f"{moved / seconds:.0f} MiB/s of 16 MiB items" if large else "nothing"
-    return (
-        f"{len(late_ms)} small items beside {beside}: "
-        f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {late_ms[-1]:.2f} ms"
-    )
+def where(transport: str, folder: Path) -> dict[str, str]:
+    """The environment of both sides: a static instance has no Unix socket, one that is found has."""
+    if transport == "mem":
+        return {"DYN_DISCOVERY_BACKEND": "mem", "DYN_REQUEST_PLANE": "mem"}
+    if transport == "unix":
+        found = {"DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": str(folder / "store")}
+        return {**found, "DYN_REQUEST_PLANE": "tcp", "TMPDIR": str(folder)}
+    address = f"{'tcps' if transport == 'tls' else 'tcp'}://127.0.0.1:{free_port()}"
+    endpoints = (f"bench.limits.{name}={address}" for name in ("give", "count", "tick"))
+    declared = {"DYN_DISCOVERY_BACKEND": "static", "DYN_STATIC_INSTANCES": ";".join(endpoints)}
+    return {**declared, "DYN_REQUEST_PLANE": "tcp", **(certificates(folder) if transport == "tls" else {})}
 
 
-async def measure(transport: str, gib: float, seconds: float) -> None:
-    async with AsyncExitStack() as stack:
-        runtime = await stack.enter_async_context(DistributedRuntime.from_env())
-        client = await runtime.endpoint(f"{COMPONENT}.linger").client()
-        await client.wait_for_instances(timeout_s=BOUND_S)
-        async with asyncio.timeout(BOUND_S):
-            print(
-                f"{transport:5} unread    {await unread(client, runtime.settings.window_bytes)}", flush=True
+def certificates(folder: Path) -> dict[str, str]:
+    import trustme
+
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    issued.private_key_and_cert_chain_pem.write_to_path(folder / "worker.pem")
+    return {
+        "DYN_TCP_TLS_CERT_PATH": str(folder / "worker.pem"),
+        "DYN_TCP_TLS_KEY_PATH": str(folder / "worker.pem"),
+        "DYN_TCP_TLS_CA_CERT_PATH": str(folder / "ca.pem"),
+    }
+
+
+async def work() -> None:
+    async with DistributedRuntime(handle_signals=True) as runtime, Worker().serving(runtime):
+        await asyncio.to_thread(sys.stdin.read)
+
+
+@contextmanager
+def worker_process(loop: str) -> Iterator[int]:
+    command = [sys.executable, __file__, "--loop", loop, "--worker"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as worker:
+        try:
+            yield worker.pid
+            assert worker.stdin is not None
+            worker.stdin.close()
+            worker.wait(BOUND_S)
+        finally:
+            worker.kill()
+
+
+@asynccontextmanager
+async def deployed(transport: str, loop: str) -> AsyncIterator[Caller]:
+    with ExitStack() as stack:
+        pid = os.getpid() if transport == "mem" else stack.enter_context(worker_process(loop))
+        async with DistributedRuntime() as runtime:
+            if transport != "mem":
+                async with Caller.of(runtime, pid) as caller:
+                    yield caller
+                return
+            async with Worker().serving(runtime), Caller.of(runtime, pid) as caller:
+                yield caller
+
+
+async def measure(transport: str, loop: str, rounds: int) -> list[dict[str, Any]]:
+    """The rows of one transport, printed as they come."""
+    rows: list[dict[str, Any]] = []
+
+    def add(kind: str, shown: str, **values: Any) -> None:
+        rows.append({"kind": kind, "transport": transport, **values})
+        print(f"{transport:9} {shown}", flush=True)
+
+    async with asyncio.timeout(BOUND_S), deployed(transport, loop) as caller:
+        for size in (100, 100 * KIB, MIB):
+            overrun, bound = await caller.overrun(size), WINDOW + size + ITEM_COST
+            shown = f"unread stream, items of {size:9,}: {overrun:9,} bytes ahead, bound {bound:9,}"
+            add("overrun", shown, item_bytes=size, overrun_bytes=overrun, bound_bytes=bound)
+        if transport == "mem":
+            return rows
+        for size, raw in ((64 * KIB, False), (64 * KIB, True), (MIB, True), (16 * MIB, True)):
+            speed, grown = await caller.growth(size, raw)
+            kind = "raw" if raw else "encoded"
+            shown = (
+                f"1 GiB, {kind:7} items of {size // KIB:6,} KiB: {speed:6,.0f} MiB/s, resident growth "
+                f"worker {grown['worker']:5.1f} MiB, caller {grown['caller']:5.1f} MiB"
             )
-            for size in (64 * 1024, MIB):
-                print(f"{transport:5} gigabyte  {await gigabyte(client, gib, size)}", flush=True)
-            for large in (False, True):
-                print(
-                    f"{transport:5} small     {await beside_large_items(client, seconds, large)}", flush=True
-                )
+            add("gigabyte", shown, item_bytes=size, raw=raw, mib_per_s=speed, grown_mib=grown)
+        for beside, delays in zip(("nothing", "16 MiB items"), await caller.delays(rounds), strict=True):
+            count = len(delays)
+            p50, p99, most = delays[count // 2], delays[count * 99 // 100], delays[-1]
+            shown = (
+                f"small items beside {beside:12}: {count:5,} items, "
+                f"p50 {p50:6.2f} ms, p99 {p99:6.2f} ms, max {most:6.2f} ms"
+            )
+            add("delay", shown, beside=beside, items=count, p50_ms=p50, p99_ms=p99, max_ms=most)
+    return rows
 
 
-def run(transport: str, loop: str, gib: float, seconds: float) -> None:
-    """Start the worker, measure from this process, stop the worker."""
+def run(transport: str, loop: str, rounds: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="dynamo-bench-") as folder:
         before = dict(os.environ)
-        os.environ.update(where(transport, folder))
-        worker = subprocess.Popen([sys.executable, Path(__file__), "--loop", loop, "--worker"])
+        os.environ.update(where(transport, Path(folder)))
         try:
             with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
-                runner.run(measure(transport, gib, seconds))
+                return runner.run(measure(transport, loop, rounds))
         finally:
             os.environ.clear()
             os.environ.update(before)
-            worker.terminate()
-            try:
-                worker.wait(BOUND_S)
-            finally:
-                worker.kill()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what bounds memory and delay.")
-    parser.add_argument("--gib", type=float, default=1.0)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of small items")
+    parser = argparse.ArgumentParser(description="Measure the bounds of memory and delay.")
     parser.add_argument(
         "--loop", choices=("asyncio", "uvloop"), default="uvloop" if find_spec("uvloop") else "asyncio"
     )
     parser.add_argument("--transport", choices=TRANSPORTS, help="one of them only")
+    parser.add_argument("--rounds", type=int, default=64, help="items of 16 MiB beside small ones")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         with asyncio.Runner(loop_factory=loop_factory(options.loop)) as runner:
-            runner.run(serve())
+            runner.run(work())
         return
-    print(f"{options.loop}, one caller and one worker process")
+    setting = {
+        "python": platform.python_version(),
+        "loop": options.loop,
+        "codec": "msgspec" if find_spec("msgspec") else "msgpack",
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+    }
+    print(", ".join(f"{name} {value}" for name, value in setting.items()))
+    rows: list[dict[str, Any]] = []
     for transport in (options.transport,) if options.transport else TRANSPORTS:
-        run(transport, options.loop, options.gib, options.seconds)
+        if transport == "tls" and not find_spec("trustme"):
+            print("tls       left out: no trustme")
+            continue
+        rows += run(transport, options.loop, options.rounds)
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(json.dumps({**setting, "rows": rows}, indent=2) + "\n")
+    print(f"written to {OUTPUT}")
 
 
 if __name__ == "__main__":
