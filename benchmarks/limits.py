@@ -87,14 +87,16 @@ class Caller:
         ]
         for client in clients:
             await client.wait_for_instances(timeout_s=BOUND_S)
-        yield cls(*clients, worker_pid)
+        caller = cls(*clients, worker_pid)
+        await caller.count.call(None, timeout_s=BOUND_S)  # a static instance is there before its process is
+        yield caller
 
     async def overrun(self, size: int) -> int:
         """Bytes that the producer of an unread stream made before it stopped, with what its items cost."""
         request = {"size": size, "count": 8 * WINDOW // size + 8, "raw": True}
         async with self.give.stream(request, buffers=True):
-            made, before = 0, 0
-            while made != before or not made:
+            made, before = -1, -2
+            while made != before:
                 await asyncio.sleep(SETTLED_S)
                 made, before = await self.count.call(None), made
         return made * (size + ITEM_COST)
