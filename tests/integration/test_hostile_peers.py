@@ -307,6 +307,25 @@ async def test_silent_connections_by_the_thousand_cost_little_and_hold_up_nobody
     assert open_there < 1500, "the oldest of them do not make room"
 
 
+@pytest.mark.skipif(not hasattr(psutil.Process, "rlimit"), reason="no limits of other processes here")
+async def test_a_worker_without_descriptors_takes_callers_again_once_it_has_some() -> None:
+    with lone_worker("tcp") as (process, address), contextlib.ExitStack() as stack:
+        port = int(address.rpartition(":")[2])
+        async with calling() as old:
+            assert await ask(old, address) == "hello"
+            process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() + 20, 1000))
+            for _ in range(100):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            process.cpu_percent()
+            for _ in range(50):  # who is in already notices nothing
+                assert await ask(old, address) == "hello"
+                await asyncio.sleep(0.01)
+            assert process.cpu_percent() < 60, "it turns in circles"
+            stack.close()
+            async with calling() as new:
+                assert await ask(new, address) == "hello"
+
+
 @pytest.mark.slow
 async def test_changed_conversations_by_the_thousand_harm_nobody() -> None:
     """The million of them run against the wire code itself; here they run against a socket."""
