@@ -327,7 +327,10 @@ async def test_a_worker_without_descriptors_takes_callers_again_once_it_has_some
 
 
 @pytest.mark.slow
-async def test_changed_conversations_by_the_thousand_harm_nobody() -> None:
+@pytest.mark.parametrize(
+    "count", [3000, pytest.param(100_000, marks=(pytest.mark.soak, pytest.mark.timeout(1800)))]
+)
+async def test_changed_conversations_by_the_thousand_harm_nobody(count: int) -> None:
     """The million of them run against the wire code itself; here they run against a socket."""
     key = (False, False)  # what arrives at a listener, without a token
     seed = int(os.environ.get("DYNAMO_TEST_SEED", "20240914"))
@@ -349,13 +352,13 @@ async def test_changed_conversations_by_the_thousand_harm_nobody() -> None:
                 else:
                     endings["went on"] += 1
 
-        for batch in range(0, 3000, 20):
+        for batch in range(0, count, 20):
             await asyncio.gather(*(one(number) for number in range(batch, batch + 20)))
             await neighbour.is_unharmed()
             if batch == 500:
                 before = process.memory_info().rss
         grown = process.memory_info().rss - before
-    print(f"\n3,000 changed conversations from seed {seed}: {endings}, {grown / 2**20:.1f} MiB resident")
+    print(f"\n{count:,} changed conversations from seed {seed}: {endings}, {grown / 2**20:.1f} MiB resident")
     assert all(endings.values()), "the mutations are of one kind only"
     assert grown < 32 * 2**20
     assert worker.plane.budget.used == 0
