@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 
@@ -30,7 +31,9 @@ class Sweeper:
         self._new: set[ConflatingWatch] = set()
         self._live: dict[InstanceKey, Instance] = {}
         self._orphans: dict[int, float] = {}  # since when
+        self._folders = (layout.services, layout.leases)
         self._root: list[tuple[int, int]] = []
+        self._held: list[int] = []  # open, so that no folder made later gets the inode of a deleted one
         self._whole_at = 0.0
         self._unreaped = ""
         self._lock = threading.Lock()  # over what the loops may do as well: say that the disk hangs
@@ -95,11 +98,20 @@ class Sweeper:
                 self.on_new_root()
                 if self._live:
                     self.trusted_from = now + RESTORE_S
+            self.close()
             self._root = root
+            if sys.platform != "win32":
+                for folder in self._folders:
+                    self._held.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+
+    def close(self) -> None:
+        """Let go of the folders."""
+        while self._held:
+            os.close(self._held.pop())
 
     def _identity(self) -> list[tuple[int, int]]:
-        folders = [os.stat(folder) for folder in (self._layout.services, self._layout.leases)]
-        return [(folder.st_dev, folder.st_ino) for folder in folders]
+        found = [os.stat(folder) for folder in self._folders]
+        return [(status.st_dev, status.st_ino) for status in found]
 
     def _feed(self, live: dict[InstanceKey, Instance]) -> None:
         with self._lock:

@@ -190,6 +190,7 @@ class Tree:
             self._busy_since = None
         if self._events is not None:
             self._events.stop()
+        self.sweeper.close()
         self._ended.set_result(None)
 
     def _turn(self) -> None:
