@@ -108,7 +108,6 @@ class Link(asyncio.BufferedProtocol):
             self._flush()
 
     def eof_received(self) -> bool:
-        self.connection.eof_received()
         return False  # the transport closes itself; connection_lost is next
 
     def pause_writing(self) -> None:
