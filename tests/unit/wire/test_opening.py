@@ -145,23 +145,6 @@ def test_a_peer_that_speaks_something_else_is_named(first: bytes, hint: str) -> 
     assert not pair.dialer.greeted
 
 
-@pytest.mark.parametrize("hello", [False, True])
-def test_a_listener_that_leaves_in_order_before_its_hello_has_started_nothing(hello: bool) -> None:
-    pair = Pair()
-    caller = pair.open()
-    pair.pull()
-    pair.push()
-    pair.pull()
-    if hello:
-        pair.push()
-    pair.dialer.eof_received()
-    pair.dialer.connection_lost(None)
-    assert caller.error is not None
-    assert (type(caller.error), caller.error.retry) == (
-        (StreamBrokenError, Retry.UNKNOWN) if hello else (UnavailableError, Retry.SAFE)
-    )
-
-
 # Time.
 
 

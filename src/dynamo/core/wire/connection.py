@@ -76,7 +76,6 @@ class Connection:
         self.ready = False
         self.closed = False
         self.draining = False  # the peer sent GOAWAY
-        self.ended_unopened = False  # the listener left before it said HELLO
         self.error: DynamoError | None = None
         self.on_ready: Callable[[], None] | None = None
         self.on_idle: Callable[[], None] | None = None
@@ -308,13 +307,6 @@ class Connection:
     def close(self, error: DynamoError | None = None) -> None:
         """End all streams and the connection; the peer is told ``error`` if there is one. Twice is fine."""
         self._close(error, tell=error is not None)
-
-    def eof_received(self) -> None:
-        """The peer ended its direction in order (no reset); ``connection_lost`` follows.
-
-        A listener starts no handler before its HELLO is on its way, so without one nothing was started: SAFE.
-        """
-        self.ended_unopened = self._dialer and not self._handshake.hello_read
 
     def connection_lost(self, error: Exception | None = None) -> None:
         """The transport is gone. Doing it twice, or after ``close``, is fine."""

@@ -141,11 +141,11 @@ class Stream(Receiving):
             ending = copy.copy(error)
             if refuses and sent and error.retry is Retry.SAFE:
                 ending.retry = Retry.UNKNOWN
-        elif sent and not connection.ended_unopened:
+        elif sent:
             received = self.received + len(self._items)
             ending = StreamBrokenError(f"{why} ({received} items of the call had arrived)", received=received)
         else:
-            ending = UnavailableError(f"{why} (the call was not {'taken' if sent else 'sent'})")
+            ending = UnavailableError(f"{why} (the call was not sent)")
         ending.__cause__ = error
         return ending
 
