@@ -25,6 +25,8 @@ class Deployment:
     overrides: tuple[str, ...] = ()
     discovery: str | None = None
     request_plane: str | None = None
+    http_port: int = 8000
+    http_host: str | None = None
 
     def to_text(self) -> str:
         return json.dumps(attrs.asdict(self))

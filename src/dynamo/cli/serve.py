@@ -32,6 +32,19 @@ Where DYN_SYSTEM_PORT or DYN_TCP_RPC_PORT is set, each worker takes the next por
     "-f", "--file", "file", type=click.Path(path_type=Path), metavar="PATH", help="Configuration (YAML)."
 )
 @click.option("--service-name", metavar="NAME", help="Run this one of the services alone.")
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    metavar="PORT",
+    help="Where @api methods answer over HTTP; 0 for any that is free.",
+)
+@click.option(
+    "--http-host",
+    metavar="HOST",
+    help="On which address; loopback where discovery stays on this host, else all.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the services and their configuration; run nothing.")
 @where
 def command(
@@ -39,6 +52,8 @@ def command(
     overrides: tuple[str, ...],
     file: Path | None,
     service_name: str | None,
+    http_port: int,
+    http_host: str | None,
     dry_run: bool,
     discovery: str | None,
     request_plane: str | None,
@@ -58,6 +73,8 @@ def command(
         overrides=overrides,
         discovery=discovery,
         request_plane=request_plane,
+        http_port=http_port,
+        http_host=http_host,
     )
     graph = deployment.graph()
     graph.check()
