@@ -15,116 +15,15 @@ from typing import Any, TypeVar
 import attrs
 from attrs import frozen
 
+from dynamo.core import converters
 from dynamo.core.errors import ConfigError
-from dynamo.core.model import check_name, shown
+from dynamo.core.model import shown
 
 T = TypeVar("T")
 
 DISCOVERY_ALIASES = {"kv_store": "etcd", "memory": "mem"}
 REQUEST_PLANE_ALIASES = {"http": "http2", "memory": "mem"}
 EVENT_PLANE_ALIASES = {"memory": "mem"}
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("expected text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("expected text in UTF-8") from None
-    return value
-
-
-def _path(value: Any) -> str:
-    """Any bytes but NUL may be in a path; Python's ``Path`` is fine too."""
-    if not isinstance(value, (str, os.PathLike)):
-        raise ValueError("expected a path")
-    if "\0" in (path := os.fsdecode(value)):
-        raise ValueError("expected a path, without NUL bytes")
-    return path
-
-
-def _seconds(value: Any) -> float:
-    """Seconds, 0 to one year; a unit is not part of the value."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError("expected seconds, such as 2.5")
-    try:
-        seconds = float(value)
-    except (ValueError, OverflowError):
-        raise ValueError("expected seconds, such as 2.5") from None
-    if not 0 <= seconds <= 31_536_000:
-        raise ValueError("expected 0 to 31536000 seconds")
-    return seconds
-
-
-def _positive_seconds(value: Any) -> float:
-    if (seconds := _seconds(value)) <= 0:
-        raise ValueError("expected more than 0 seconds")
-    return seconds
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ValueError("expected a number of bytes, such as 33554432")
-    try:
-        number = int(value)
-    except ValueError:
-        raise ValueError("expected a number of bytes, such as 33554432") from None
-    if not 1024 <= number <= 2**40:
-        raise ValueError("expected 1024 to 2^40 bytes")
-    return number
-
-
-def _port(value: Any) -> int:
-    try:
-        port = -1 if isinstance(value, bool) or not isinstance(value, (str, int)) else int(value)
-    except ValueError:
-        port = -1
-    if not 0 <= port <= 65535:
-        raise ValueError("expected a port, 0 to 65535")
-    return port
-
-
-def _port_or_off(value: Any) -> int | None:
-    """-1 is Dynamo's way to say that there is none."""
-    return None if str(value).strip() == "-1" else _port(value)
-
-
-def _flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    match str(value).strip().lower():
-        case "1" | "true" | "yes" | "on":
-            return True
-        case "0" | "false" | "no" | "off" | "":
-            return False
-    raise ValueError("expected 1, true, yes, on or 0, false, no, off")
-
-
-def _choice(*choices: str) -> Callable[[Any], str]:
-    def convert(value: Any) -> str:
-        if (name := str(value).strip().lower()) not in choices:
-            raise ValueError(f"expected one of {', '.join(choices)}")
-        return name
-
-    return convert
-
-
-def _adapter(aliases: Mapping[str, str]) -> Callable[[Any], str]:
-    """A name of any case, or a URL; whether the adapter exists is the registry's to say."""
-
-    def convert(value: Any) -> str:
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError("expected an adapter's name or a URL")
-        scheme, separator, rest = value.strip().partition("://")
-        scheme = scheme.lower()
-        return f"{aliases.get(scheme, scheme)}{separator}{rest}"
-
-    return convert
-
-
-def _namespace(value: Any) -> str:
-    return check_name("namespace", value)
 
 
 def _default_file_root() -> str:
@@ -149,7 +48,7 @@ def _setting(default: T, convert: Callable[[Any], T], *variables: str, secret: b
     return attrs.field(
         default=default,
         converter=attrs.Converter(converter, takes_self=True, takes_field=True),
-        metadata={"variables": variables, "secret": secret},
+        metadata={"variables": variables, "convert": convert, "secret": secret},
         repr=not secret,
     )
 
@@ -163,56 +62,105 @@ class Settings:
 
     _sources: Mapping[str, str] = attrs.field(factory=dict, alias="sources", repr=False, eq=False)
 
-    discovery_backend: str = _setting("etcd", _adapter(DISCOVERY_ALIASES), "DYN_DISCOVERY_BACKEND")
-    request_plane: str = _setting("tcp", _adapter(REQUEST_PLANE_ALIASES), "DYN_REQUEST_PLANE")
-    event_plane: str = _setting("zmq", _adapter(EVENT_PLANE_ALIASES), "DYN_EVENT_PLANE")
-    namespace: str = _setting("dynamo", _namespace, "DYN_NAMESPACE")
+    discovery_backend: str = _setting("etcd", converters.adapter(DISCOVERY_ALIASES), "DYN_DISCOVERY_BACKEND")
+    """Where instances are found: ``file``, ``static`` or ``mem``, or a URL such as ``file:///path?ttl_s=5``.
+    ``kv_store`` is another name of ``etcd``. As keyword argument also ``discovery``.
+    """
+    request_plane: str = _setting("tcp", converters.adapter(REQUEST_PLANE_ALIASES), "DYN_REQUEST_PLANE")
+    """How instances are called: ``tcp`` or ``mem``, or a URL."""
+    event_plane: str = _setting("zmq", converters.adapter(EVENT_PLANE_ALIASES), "DYN_EVENT_PLANE")
+    """How events travel. Opened at first use."""
+    namespace: str = _setting("dynamo", converters.namespace, "DYN_NAMESPACE")
+    """The namespace of what names none."""
 
-    file_kv: str | None = _setting(None, _path, "DYN_FILE_KV")
-    static_instances: str | None = _setting(None, _text, "DYN_STATIC_INSTANCES")
-    static_file: str | None = _setting(None, _path, "DYN_STATIC_FILE")
+    file_kv: str | None = _setting(None, converters.path, "DYN_FILE_KV")
+    """The folder of the file backend. Default: ``dynamo_store_kv`` in the system's folder for temporary
+    files.
+    """
+    static_instances: str | None = _setting(None, converters.text, "DYN_STATIC_INSTANCES")
+    """The addresses of a deployment without discovery:
+    ``ns.component.endpoint=tcp://host:port,tcp://host:port;...``
+    """
+    static_file: str | None = _setting(None, converters.path, "DYN_STATIC_FILE")
+    """The same, as the path of a YAML file."""
 
-    tcp_host: str | None = _setting(None, _text, "DYN_TCP_RPC_HOST")
-    tcp_port: int = _setting(0, _port, "DYN_TCP_RPC_PORT")
-    tcp_bind: str | None = _setting(None, _text, "DYN_TCP_RPC_BIND")
-    tls_cert_path: str | None = _setting(None, _path, "DYN_TCP_TLS_CERT_PATH")
-    tls_key_path: str | None = _setting(None, _path, "DYN_TCP_TLS_KEY_PATH")
-    tls_ca_cert_path: str | None = _setting(None, _path, "DYN_TCP_TLS_CA_CERT_PATH")
-    tls_client_cert_path: str | None = _setting(None, _path, "DYN_TCP_TLS_CLIENT_CERT_PATH")
-    tls_client_key_path: str | None = _setting(None, _path, "DYN_TCP_TLS_CLIENT_KEY_PATH")
-    tls_client_ca_cert_path: str | None = _setting(None, _path, "DYN_TCP_TLS_CLIENT_CA_CERT_PATH")
-    tls_server_name: str | None = _setting(None, _text, "DYN_TCP_TLS_SERVER_NAME")
-    auth_token: str | None = _setting(None, _text, "DYN_AUTH_TOKEN", secret=True)
+    tcp_host: str | None = _setting(None, converters.text, "DYN_TCP_RPC_HOST")
+    """The host under which others dial this worker. Default: loopback where discovery stays on one host,
+    else the host's own address.
+    """
+    tcp_port: int = _setting(0, converters.port, "DYN_TCP_RPC_PORT")
+    """The port to listen on; 0 takes a free one."""
+    tcp_bind: str | None = _setting(None, converters.text, "DYN_TCP_RPC_BIND")
+    """The address to listen on, where it is not ``DYN_TCP_RPC_HOST``."""
+    tls_cert_path: str | None = _setting(None, converters.path, "DYN_TCP_TLS_CERT_PATH")
+    """The worker's certificate (PEM): turns TLS on."""
+    tls_key_path: str | None = _setting(None, converters.path, "DYN_TCP_TLS_KEY_PATH")
+    """Its key (PEM), where it is not in the same file."""
+    tls_ca_cert_path: str | None = _setting(None, converters.path, "DYN_TCP_TLS_CA_CERT_PATH")
+    """The authorities (PEM) that a caller trusts. Default: the system's."""
+    tls_client_cert_path: str | None = _setting(None, converters.path, "DYN_TCP_TLS_CLIENT_CERT_PATH")
+    """The caller's certificate (PEM), for mutual TLS."""
+    tls_client_key_path: str | None = _setting(None, converters.path, "DYN_TCP_TLS_CLIENT_KEY_PATH")
+    """Its key (PEM), where it is not in the same file."""
+    tls_client_ca_cert_path: str | None = _setting(None, converters.path, "DYN_TCP_TLS_CLIENT_CA_CERT_PATH")
+    """The authorities (PEM) of callers: a worker takes no caller without a certificate of theirs."""
+    tls_server_name: str | None = _setting(None, converters.text, "DYN_TCP_TLS_SERVER_NAME")
+    """The name that a caller expects in the worker's certificate, if not the host that it dials."""
+    auth_token: str | None = _setting(None, converters.text, "DYN_AUTH_TOKEN", secret=True)
+    """A shared secret. Both sides prove that they know it; it is never sent."""
 
-    startup_timeout_s: float = _setting(120.0, _seconds, "DYN_STARTUP_TIMEOUT_S")
-    connect_timeout_s: float = _setting(5.0, _positive_seconds, "DYN_CONNECT_TIMEOUT_S")
-    instance_wait_s: float = _setting(10.0, _seconds, "DYN_INSTANCE_WAIT_S")
-    keepalive_s: float = _setting(10.0, _positive_seconds, "DYN_KEEPALIVE_S")
-    loop_stall_s: float = _setting(60.0, _positive_seconds, "DYN_LOOP_STALL_S")
+    startup_timeout_s: float = _setting(120.0, converters.seconds, "DYN_STARTUP_TIMEOUT_S")
+    """How long a start waits for a backend that is away."""
+    connect_timeout_s: float = _setting(5.0, converters.positive_seconds, "DYN_CONNECT_TIMEOUT_S")
+    """How long a connection may take to open."""
+    instance_wait_s: float = _setting(10.0, converters.seconds, "DYN_INSTANCE_WAIT_S")
+    """How long a call without a deadline waits for an instance."""
+    keepalive_s: float = _setting(10.0, converters.positive_seconds, "DYN_KEEPALIVE_S")
+    """A link that is silent for so long is probed."""
+    loop_stall_s: float = _setting(60.0, converters.positive_seconds, "DYN_LOOP_STALL_S")
+    """A lease is kept through a blocked event loop for so long."""
     graceful_shutdown_timeout_s: float = _setting(
         30.0,
-        _seconds,
+        converters.seconds,
         "DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS",
         "DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT",
     )
+    """How long calls may take to finish once their worker shuts down."""
     drain_grace_s: float = _setting(
-        1.0, _seconds, "DYN_DRAIN_GRACE_S", "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS"
+        1.0, converters.seconds, "DYN_DRAIN_GRACE_S", "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS"
     )
-    lease_loss: str = _setting("reregister", _choice("reregister", "shutdown"), "DYN_LEASE_LOSS")
+    """How long a worker that drains still takes calls, while callers learn of it."""
+    lease_loss: str = _setting("reregister", converters.choice("reregister", "shutdown"), "DYN_LEASE_LOSS")
+    """What follows when the lease is lost: ``reregister`` as soon as the backend is back, or ``shutdown``."""
 
-    max_message_bytes: int = _setting(32 * 2**20, _bytes, "DYN_TCP_MAX_MESSAGE_SIZE")
-    window_bytes: int = _setting(256 * 2**10, _bytes, "DYN_WINDOW_BYTES")
-    receive_budget_bytes: int = _setting(256 * 2**20, _bytes, "DYN_RECEIVE_BUDGET_BYTES")
+    max_message_bytes: int = _setting(32 * 2**20, converters.size_bytes, "DYN_TCP_MAX_MESSAGE_SIZE")
+    """The longest item that is sent or taken."""
+    window_bytes: int = _setting(256 * 2**10, converters.size_bytes, "DYN_WINDOW_BYTES")
+    """How much may be under way, unread, in one direction of one call."""
+    receive_budget_bytes: int = _setting(256 * 2**20, converters.size_bytes, "DYN_RECEIVE_BUDGET_BYTES")
+    """How much a process holds of what it received and nobody read yet."""
 
-    system_port: int | None = _setting(None, _port_or_off, "DYN_SYSTEM_PORT")
-    system_host: str | None = _setting(None, _text, "DYN_SYSTEM_HOST")
-    telemetry: str | None = _setting(None, _adapter({}), "DYN_TELEMETRY")
-    health_check_enabled: bool = _setting(False, _flag, "DYN_HEALTH_CHECK_ENABLED")
-    canary_wait_s: float = _setting(10.0, _positive_seconds, "DYN_CANARY_WAIT_TIME")
-    health_check_timeout_s: float = _setting(3.0, _positive_seconds, "DYN_HEALTH_CHECK_REQUEST_TIMEOUT")
+    system_port: int | None = _setting(None, converters.port_or_off, "DYN_SYSTEM_PORT")
+    """The port of the status server (``/live``, ``/health``, ``/metrics``); 0 takes a free one, -1 is off."""
+    system_host: str | None = _setting(None, converters.text, "DYN_SYSTEM_HOST")
+    """The address that the status server listens on. Default: loopback where discovery stays on one host,
+    else all.
+    """
+    telemetry: str | None = _setting(None, converters.adapter({}), "DYN_TELEMETRY")
+    """The adapter that observes calls. Default: ``prometheus`` where the status server is on."""
+    health_check_enabled: bool = _setting(False, converters.flag, "DYN_HEALTH_CHECK_ENABLED")
+    """Send each quiet endpoint the ``health_check_payload`` that it was served with."""
+    canary_wait_s: float = _setting(10.0, converters.positive_seconds, "DYN_CANARY_WAIT_TIME")
+    """How long an endpoint is quiet before it is sent one."""
+    health_check_timeout_s: float = _setting(
+        3.0, converters.positive_seconds, "DYN_HEALTH_CHECK_REQUEST_TIMEOUT"
+    )
+    """How long its answer may take."""
 
-    log: str = _setting("info", _text, "DYN_LOG")
-    log_jsonl: bool = _setting(False, _flag, "DYN_LOGGING_JSONL")
+    log: str = _setting("info", converters.text, "DYN_LOG")
+    """The level at which the workers of ``dynamo serve`` log."""
+    log_jsonl: bool = _setting(False, converters.flag, "DYN_LOGGING_JSONL")
+    """Log lines as JSON. Read, and changes nothing yet."""
 
     @property
     def file_root(self) -> Path:

@@ -1,0 +1,114 @@
+"""What a setting may be: each function takes what was given, and returns the value or says what it expected.
+
+They raise ValueError without the variable's name, which ``Settings`` adds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dynamo.core.model import check_name
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected text in UTF-8") from None
+    return value
+
+
+def path(value: Any) -> str:
+    """Any bytes but NUL may be in a path; Python's ``Path`` is fine too."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError("expected a path")
+    if "\0" in (decoded := os.fsdecode(value)):
+        raise ValueError("expected a path, without NUL bytes")
+    return decoded
+
+
+def seconds(value: Any) -> float:
+    """Seconds, 0 to one year; a unit is not part of the value."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError("expected seconds, such as 2.5")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError("expected seconds, such as 2.5") from None
+    if not 0 <= number <= 31_536_000:
+        raise ValueError("expected 0 to 31536000 seconds")
+    return number
+
+
+def positive_seconds(value: Any) -> float:
+    if (number := seconds(value)) <= 0:
+        raise ValueError("expected more than 0 seconds")
+    return number
+
+
+def size_bytes(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError("expected a number of bytes, such as 33554432")
+    try:
+        number = int(value)
+    except ValueError:
+        raise ValueError("expected a number of bytes, such as 33554432") from None
+    if not 1024 <= number <= 2**40:
+        raise ValueError("expected 1024 to 2^40 bytes")
+    return number
+
+
+def port(value: Any) -> int:
+    try:
+        number = -1 if isinstance(value, bool) or not isinstance(value, (str, int)) else int(value)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 65535:
+        raise ValueError("expected a port, 0 to 65535")
+    return number
+
+
+def port_or_off(value: Any) -> int | None:
+    """-1 is Dynamo's way to say that there is none."""
+    return None if str(value).strip() == "-1" else port(value)
+
+
+def flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    match str(value).strip().lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off" | "":
+            return False
+    raise ValueError("expected 1, true, yes, on or 0, false, no, off")
+
+
+def choice(*choices: str) -> Callable[[Any], str]:
+    def convert(value: Any) -> str:
+        if (name := str(value).strip().lower()) not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return name
+
+    return convert
+
+
+def adapter(aliases: Mapping[str, str]) -> Callable[[Any], str]:
+    """A name of any case, or a URL; whether the adapter exists is the registry's to say."""
+
+    def convert(value: Any) -> str:
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError("expected an adapter's name or a URL")
+        scheme, separator, rest = value.strip().partition("://")
+        scheme = scheme.lower()
+        return f"{aliases.get(scheme, scheme)}{separator}{rest}"
+
+    return convert
+
+
+def namespace(value: Any) -> str:
+    return check_name("namespace", value)
