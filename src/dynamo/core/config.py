@@ -84,6 +84,23 @@ class Settings:
     static_file: str | None = _setting(None, converters.path, "DYN_STATIC_FILE")
     """The same, as the path of a YAML file."""
 
+    etcd_endpoints: str = _setting("http://localhost:2379", converters.text, "ETCD_ENDPOINTS")
+    """The members of the etcd cluster, separated by commas. ``https://`` turns TLS on."""
+    etcd_lease_ttl: int = _setting(10, converters.whole_seconds, "ETCD_LEASE_TTL")
+    """How long a dead worker stays listed in etcd at most, and how long an owner waits before it takes its
+    lease for lost.
+    """
+    etcd_auth_username: str | None = _setting(None, converters.text, "ETCD_AUTH_USERNAME")
+    """etcd's user, where it wants one."""
+    etcd_auth_password: str | None = _setting(None, converters.text, "ETCD_AUTH_PASSWORD", secret=True)
+    """That user's password."""
+    etcd_auth_ca: str | None = _setting(None, converters.path, "ETCD_AUTH_CA")
+    """The authorities (PEM) that etcd's certificate is checked by. Default: gRPC's own list."""
+    etcd_auth_client_cert: str | None = _setting(None, converters.path, "ETCD_AUTH_CLIENT_CERT")
+    """Our certificate (PEM) for an etcd that wants one."""
+    etcd_auth_client_key: str | None = _setting(None, converters.path, "ETCD_AUTH_CLIENT_KEY")
+    """Its key (PEM)."""
+
     tcp_host: str | None = _setting(None, converters.text, "DYN_TCP_RPC_HOST")
     """The host under which others dial this worker. Default: loopback where discovery stays on one host,
     else the host's own address.

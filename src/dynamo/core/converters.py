@@ -50,6 +50,17 @@ def positive_seconds(value: Any) -> float:
     return number
 
 
+def whole_seconds(value: Any) -> int:
+    """Whole seconds, 1 to one day: what etcd's leases count in."""
+    try:
+        number = 0 if isinstance(value, bool) or not isinstance(value, (str, int)) else int(value)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= 86_400:
+        raise ValueError("expected whole seconds, 1 to 86400, such as 10")
+    return number
+
+
 def size_bytes(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError("expected a number of bytes, such as 33554432")
