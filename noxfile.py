@@ -33,13 +33,13 @@ def environment(session: nox.Session, name: str, project: list[str], *groups: st
         session.run(sys.executable, "-m", "venv", str(folder))
         session.run(str(python), "-m", "pip", "install", "-q", *project, *requirements)
         installed.write_text(wanted)
-    elif "-e" not in project:
+    elif project and "-e" not in project:
         session.run(str(python), "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", *project)
     return str(python)
 
 
 def dev(session: nox.Session) -> str:
-    return environment(session, "dev", ["-e", ".[all]"], "test", "lint", "types")
+    return environment(session, "dev", ["-e", ".[all]"], "test", "lint", "types", "bench")
 
 
 def plain(session: nox.Session) -> str:
@@ -120,8 +120,12 @@ def soak(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Requests and items a second between two processes; meant for a quiet machine."""
-    session.run(dev(session), "benchmarks/request_plane.py", *session.posargs)
+    """This library beside Dynamo's wheel, grpc.aio and a bare protocol; meant for a quiet machine.
+
+    `nox -s bench -- full` measures all shapes, and runs the other programs of benchmarks/ too.
+    """
+    python, wheel = dev(session), environment(session, "dynamo", [], "bench-dynamo")
+    session.run(python, "benchmarks/request_plane.py", "--wheel", wheel, *session.posargs)
 
 
 @nox.session(default=False)

@@ -1,0 +1,122 @@
+"""The systems that are measured beside each other, and how their processes are started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import attrs
+from processes import HERE, Program, free_port, process, python, where
+
+ENDPOINTS = [f"bench.worker.{name}" for name in ("generate", "block", "linger", "echo")]
+# Prometheus metrics on both sides, and the status server that shows them.
+WATCHED = {"DYN_SYSTEM_PORT": "0", "DYN_SYSTEM_HOST": "127.0.0.1"}
+WITHOUT = "uvloop,msgspec"
+
+
+@attrs.frozen
+class System:
+    """Commands of its two processes (the client's gets the server's pid at its end), and their environment.
+
+    ``server`` is None where the client is both. ``quiet``: it logs each request, to nowhere then.
+    """
+
+    name: str
+    server: list[str] | None
+    client: list[str]
+    env: Mapping[str, str]
+    quiet: bool = False
+
+    @contextmanager
+    def started(self, folder: Path) -> Iterator[Program]:
+        """Both processes, which end with the block."""
+        with ExitStack() as stack:
+            log = None if self.quiet else folder / "log"
+            to = subprocess.DEVNULL if log is None else stack.enter_context(log.open("wb"))
+            client = self.client
+            if self.server is not None:
+                server = stack.enter_context(
+                    process(self.server, self.env, to, stdin=subprocess.DEVNULL, stdout=to)
+                )
+                client = [*client, str(server.pid)]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            program = Program(self.name, stack.enter_context(process(client, self.env, to, **pipes)), log)
+            program.ready()
+            yield program
+
+
+Make = Callable[[Path], System]
+
+
+def ours(transport: str) -> Make:
+    def make(folder: Path) -> System:
+        env = {**where(transport, folder, ENDPOINTS), **WATCHED}
+        if transport == "mem":
+            return System("ours mem", None, [*python("ours.py"), "both"], env)
+        server, client = ([*python("ours.py"), role] for role in ("server", "client"))
+        return System(f"ours {transport}", server, client, env)
+
+    return make
+
+
+def ours_without_extras(folder: Path) -> System:
+    server, client = (
+        [*python("without.py"), WITHOUT, str(HERE / "ours.py"), role] for role in ("server", "client")
+    )
+    return System("ours fallback", server, client, {**where("tcp", folder, ENDPOINTS), **WATCHED})
+
+
+def ours_in_dynamos_words(folder: Path) -> System:
+    env = {**where("tcp", folder, ENDPOINTS), **WATCHED}
+    return System("ours spelling", python("dynamo_worker.py"), python("dynamo_client.py"), env)
+
+
+def dynamo(wheel: str) -> Make:
+    """``wheel`` is the Python of the environment with NVIDIA's package."""
+
+    def make(folder: Path) -> System:
+        env = {
+            "DYN_DISCOVERY_BACKEND": "file",
+            "DYN_FILE_KV": str(folder / "store"),
+            "DYN_REQUEST_PLANE": "tcp",
+            "DYN_TCP_RPC_HOST": "127.0.0.1",
+            "DYN_EVENT_PLANE": "zmq",
+            "TMPDIR": str(folder),
+        }
+        server, client = ([wheel, str(HERE / f"dynamo_{role}.py")] for role in ("worker", "client"))
+        return System("dynamo", server, client, env, quiet=True)
+
+    return make
+
+
+def grpc_aio(folder: Path) -> System:
+    port = str(free_port())
+    server, client = ([*python("grpc_aio.py"), role, port] for role in ("server", "client"))
+    return System("grpc.aio", server, client, {})
+
+
+def ceiling(folder: Path) -> System:
+    port = str(free_port())
+    server, client = ([*python("ceiling.py"), role, port] for role in ("server", "client"))
+    return System("ceiling", server, client, {})
+
+
+def systems(wheel: str | None) -> dict[str, Make]:
+    """By name, in the order of the table; without ``wheel`` there is no ``dynamo``."""
+    found: dict[str, Make] = {
+        "ceiling": ceiling,
+        "ours tcp": ours("tcp"),
+        "ours spelling": ours_in_dynamos_words,
+        "ours unix": ours("unix"),
+        "ours mem": ours("mem"),
+        "ours fallback": ours_without_extras,
+        "grpc.aio": grpc_aio,
+    }
+    if sys.platform == "win32":
+        del found["ours unix"]
+    if wheel is not None:
+        found["dynamo"] = dynamo(wheel)
+    return found

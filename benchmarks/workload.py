@@ -1,0 +1,233 @@
+"""What every system is asked: the handlers, the loads on them, and how the driver asks for a load.
+
+Only the standard library, so that the same file runs beside any system, in any environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, Protocol
+
+TIMEOUT_S = 60.0  # the deadline of every call
+TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+Close = Callable[[], Awaitable[None]]
+
+
+# The handlers.
+
+
+async def generate(request: dict[str, Any], context: Any = None) -> AsyncIterator[dict[str, Any]]:
+    """``items`` items; after each it sleeps for ``pause`` seconds, or with None never waits."""
+    pause = request["pause"]
+    for index in range(request["items"]):
+        yield {"token_ids": [index], "text": " word"}
+        if pause is not None:
+            await asyncio.sleep(pause)
+
+
+async def block(request: dict[str, Any], context: Any = None) -> AsyncIterator[bytes]:
+    """One item of ``bytes`` bytes."""
+    yield bytes_of(request["bytes"])
+
+
+async def linger(request: Any, context: Any = None) -> AsyncIterator[int]:
+    """One item, then nothing until the caller leaves."""
+    yield 0
+    await asyncio.get_running_loop().create_future()
+
+
+def bytes_of(size: int, _made: dict[int, bytes] = {}) -> bytes:  # noqa: B006 - kept on purpose
+    """Always the same object for one size: making it is not measured."""
+    if size not in _made:
+        _made[size] = bytes(size)
+    return _made[size]
+
+
+# The loads. Each returns metric -> value.
+
+
+class Calls(Protocol):
+    """How a system is called. What it cannot do it leaves out, and is left out of that shape."""
+
+    async def ask(self, request: dict[str, Any]) -> int:
+        """Call ``generate``, read its answer, count the items."""
+        ...
+
+    async def fetch(self, size: int) -> int:
+        """Call ``block``; the length of what came, without a copy where the system can."""
+        ...
+
+    async def leave(self) -> None:
+        """Call ``linger``, read one item, leave."""
+        ...
+
+    async def hold(self) -> Close:
+        """Call ``linger``, read one item, and stay."""
+        ...
+
+    async def echo(self, count: int) -> int:
+        """Send ``count`` items, one after the other, and count those that come back meanwhile."""
+        ...
+
+    async def anew(self) -> None:
+        """Connect as a new client does, call ``generate`` for one item, and close."""
+        ...
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process, all threads; on Linux by its CPU clock (clock_getcpuclockid(3)): nanoseconds."""
+    return time.process_time() if pid == os.getpid() else time.clock_gettime((~pid << 3) | 2)
+
+
+async def repeat(ask: Callable[[], Awaitable[Any]], callers: int, seconds: float) -> dict[str, float]:
+    """Calls a second of ``callers`` that each begin the next one when the last has ended."""
+    took: list[float] = []
+    clock = time.perf_counter
+    began = clock()
+    until = began + seconds
+
+    async def caller() -> None:
+        while (asked := clock()) < until:
+            await ask()
+            took.append(clock() - asked)
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    spent = clock() - began
+    took.sort()
+    return {
+        "requests/s": len(took) / spent,
+        "p50 ms": took[len(took) // 2] * 1e3,
+        "p99 ms": took[len(took) * 99 // 100] * 1e3,
+    }
+
+
+async def streams(
+    calls: Calls, callers: int, items: int, pause: float | None, seconds: float
+) -> dict[str, float]:
+    request = {"items": items, "pause": pause}
+    ask = calls.ask
+
+    async def checked() -> None:
+        if (received := await ask(request)) != items:
+            raise RuntimeError(f"{received} items came, not {items}")
+
+    result = await repeat(checked, callers, seconds)
+    return {**result, "items/s": result["requests/s"] * items}
+
+
+async def paced(
+    calls: Calls, server_pid: int, streams: int, pause: float, seconds: float
+) -> dict[str, float]:
+    """CPU of each side for an item of ``streams`` that each wait between items.
+
+    ``control`` is that of the same handler without a transport, which the server's is without."""
+    request = {"items": max(1, round(seconds / pause)), "pause": pause}
+    count = streams * request["items"]
+
+    async def control() -> None:
+        async for _ in generate(request):
+            pass
+
+    began = time.process_time()
+    await asyncio.gather(*(control() for _ in range(streams)))
+    spent = (time.process_time() - began) / count * 1e6
+    began, server_began, client_began = time.perf_counter(), cpu_s(server_pid), time.process_time()
+    received = await asyncio.gather(*(calls.ask(request) for _ in range(streams)))
+    took = time.perf_counter() - began
+    client_s, server_s = time.process_time() - client_began, cpu_s(server_pid) - server_began
+    if sum(received) != count:
+        raise RuntimeError(f"{sum(received)} items came, not {count}")
+    server_us, client_us = server_s / count * 1e6 - spent, client_s / count * 1e6
+    sides = {"server us/item": server_us, "client us/item": client_us}
+    if server_pid == os.getpid():
+        sides = {"both us/item": server_us}
+    return {**sides, "control us/item": spent, "items/s": count / took}
+
+
+async def payload(calls: Calls, size: int, seconds: float) -> dict[str, float]:
+    async def checked() -> None:
+        if (received := await calls.fetch(size)) != size:
+            raise RuntimeError(f"{received} bytes came, not {size}")
+
+    result = await repeat(checked, 1, seconds)
+    return {**result, "MB/s": result["requests/s"] * size / 1e6}
+
+
+async def echo(calls: Calls, callers: int, items: int, seconds: float) -> dict[str, float]:
+    async def checked() -> None:
+        if (received := await calls.echo(items)) != items:
+            raise RuntimeError(f"{received} items came back, not {items}")
+
+    result = await repeat(checked, callers, seconds)
+    return {**result, "items/s": result["requests/s"] * items}
+
+
+async def storm(calls: Calls, callers: int, seconds: float) -> dict[str, float]:
+    return await repeat(calls.leave, callers, seconds)
+
+
+async def connect(calls: Calls, most: int, seconds: float) -> dict[str, float]:
+    """New clients one after the other, ``most`` at most: some systems hold on to what a client took."""
+    took: list[float] = []
+    until = time.perf_counter() + seconds
+    while (began := time.perf_counter()) < until and len(took) < most:
+        await calls.anew()
+        took.append(time.perf_counter() - began)
+    took.sort()
+    return {"connect ms": took[len(took) // 2] * 1e3}
+
+
+def resident(pid: int) -> int:
+    with open(f"/proc/{pid}/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def idle(calls: Calls, server_pid: int, streams: int) -> dict[str, float]:
+    """Resident memory of both sides while ``streams`` are open and nothing moves."""
+    pids = {os.getpid(), server_pid}
+    before = sum(map(resident, pids))
+    open_: list[Close] = []
+    for start in range(0, streams, 100):
+        open_ += await asyncio.gather(*(calls.hold() for _ in range(start, min(streams, start + 100))))
+    after = sum(map(resident, pids))
+    for close in open_:
+        await close()
+    return {"resident MiB": after / 2**20, "KiB/stream": (after - before) / 2**10 / streams}
+
+
+LOADS: dict[str, Callable[..., Awaitable[dict[str, float]]]] = {
+    "streams": streams,
+    "paced": paced,
+    "payload": payload,
+    "echo": echo,
+    "storm": storm,
+    "connect": connect,
+    "idle": idle,
+}
+NEED_SERVER = ("paced", "idle")
+
+
+async def obey(calls: Calls, server_pid: int) -> None:
+    """Run the loads that the driver asks for, a line of JSON each, until it closes standard input.
+
+    Answers go to the descriptor that standard output was, out of reach of what a system prints.
+    """
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
+        print(json.dumps({"ready": True}), file=answers, flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            options = json.loads(line)
+            load = LOADS[options.pop("load")]
+            if load.__name__ in NEED_SERVER:
+                load = partial(load, server_pid=server_pid or os.getpid())
+            try:
+                answer: dict[str, Any] = {"metrics": await load(calls, **options)}
+            except Exception as error:
+                answer = {"failed": f"{type(error).__name__}: {error}"}
+            print(json.dumps(answer), file=answers, flush=True)
