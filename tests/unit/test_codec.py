@@ -502,6 +502,7 @@ INSTANCES = st.builds(
     name=st.none() | st.text(),
     idempotent=st.booleans(),
     metadata=st.dictionaries(st.text(), JSON_VALUES, max_size=4),
+    started=st.none() | st.integers(),
 )
 
 
@@ -584,6 +585,11 @@ def a_record(**changes: Any) -> bytes:
 def test_an_unreadable_registration_is_told_by_its_field(data: bytes, words: str) -> None:
     with pytest.raises(BadPayloadError, match=f"unreadable instance record: .*{words}"):
         codec.decode_instance(data)
+
+
+@pytest.mark.parametrize("started", [..., None, "yesterday", True, 1.5])
+def test_an_instance_is_found_whatever_its_record_says_of_its_age(started: Any) -> None:
+    assert codec.decode_instance(a_record(started=started)).started is None
 
 
 def test_fields_of_a_later_version_are_passed_over() -> None:

@@ -186,6 +186,8 @@ def encode_instance(instance: Instance) -> bytes:
         record["idempotent"] = True
     if instance.metadata:
         record["metadata"] = dict(instance.metadata)
+    if instance.started is not None:
+        record["started"] = instance.started
     try:
         data = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
         _check_keys(record)  # json writes 1 and None as "1" and "null"
@@ -214,6 +216,7 @@ def decode_instance(data: bytes | str) -> Instance:
             raise TypeError("not a JSON object")
         addresses, metadata = record["addresses"], record.get("metadata", {})
         instance_id, name = record["instance_id"], record.get("name")
+        started = record.get("started")
         if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
             raise TypeError("addresses: not a list of strings")
         if type(instance_id) is not int or not 0 < instance_id <= MAX_INSTANCE_ID:
@@ -236,6 +239,7 @@ def decode_instance(data: bytes | str) -> Instance:
             name=name,
             idempotent=record.get("idempotent") is True,
             metadata=metadata,
+            started=started if type(started) is int else None,  # nobody is unfindable for want of an age
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise BadPayloadError(f"unreadable instance record: {type(error).__name__}: {error}") from error

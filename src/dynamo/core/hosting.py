@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -198,7 +199,7 @@ class Hosting:
             canary.close()
 
     async def _register(self, served: Served, options: ServeOptions) -> Instance:
-        presence = await self._appear()
+        presence, url = await self._appear(), self._observing.url
         served.instance = Instance(
             endpoint_id=served.endpoint_id,
             instance_id=presence.instance_id,
@@ -206,7 +207,8 @@ class Hosting:
             addresses=presence.server.addresses,
             name=options.name,
             idempotent=options.idempotent,
-            metadata=options.metadata,
+            metadata=options.metadata if url is None else {"status_url": url, **options.metadata},
+            started=int(time.time()),
         )
         presence.registrations.want(served.instance)
         await presence.registrations.settled(served.endpoint_id)

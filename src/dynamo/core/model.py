@@ -92,7 +92,8 @@ class Instance:
     """One live runtime serving one endpoint, as discovery records it.
 
     ``addresses`` are URLs, preferred first. ``metadata`` is small and static: labels, codec, device, facts
-    for routing; its keys are the instance's properties. Values are JSON values.
+    for routing; its keys are the instance's properties. Values are JSON values. ``started`` is when it began
+    to be served, in seconds since 1970 by its own host's clock: for people, never to be compared.
     """
 
     endpoint_id: EndpointId
@@ -103,6 +104,7 @@ class Instance:
     name: str | None = None
     idempotent: bool = False
     metadata: Mapping[str, Any] = Factory(dict)
+    started: int | None = None
 
     @property
     def key(self) -> InstanceKey:
@@ -126,6 +128,12 @@ class Instance:
         """``metadata["device_type"]`` where the worker gave it, else None."""
         value = self.metadata.get("device_type")
         return None if value is None else str(value)
+
+    @property
+    def status_url(self) -> str | None:
+        """``metadata["status_url"]``: where its process tells its status, if it has a status server."""
+        value = self.metadata.get("status_url")
+        return value if isinstance(value, str) else None
 
     @property
     def transport(self) -> Transport:
