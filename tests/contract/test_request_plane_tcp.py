@@ -5,6 +5,7 @@ Each on asyncio's own loop and, where it is installed, on uvloop.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import socket
 from collections.abc import AsyncIterator
@@ -172,3 +173,25 @@ class TestUnixSocket(RequestPlaneContract):
         async with harness.open_plane() as caller:
             with pytest.raises(UnsupportedError, match="other-boot"):
                 caller.call("unix://other-boot/tmp/x.sock", Request(endpoint="a.b.c", request_id="r"))
+
+
+@pytest.mark.anyio
+async def test_a_burst_of_calls_leaves_before_its_tick_ends() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        harness = TcpHarness("tcp")
+        async with harness.open_plane() as plane, asyncio.timeout(5):
+            address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+            def call() -> None:
+                plane.call(address, Request(endpoint="a.b.c", request_id="r", payload=b"\xc0"))
+
+            call()
+            loop = asyncio.get_running_loop()
+            peer, _ = await loop.sock_accept(listener)
+            with peer:
+                while b"a.b.c" not in await loop.sock_recv(peer, 65536):
+                    pass
+                for _ in range(64):
+                    call()
+                assert peer.recv(65536).count(b"a.b.c") >= 8  # nobody has awaited anything since

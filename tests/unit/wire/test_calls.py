@@ -25,6 +25,7 @@ from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.faults import CLASSES, MAX_TEXT, decode_error, encode_error
 from dynamo.core.wire.frames import END, ERROR, F_END, ITEM, KILL, OPEN, STOP
 from dynamo.core.wire.opening import Options
+from dynamo.core.wire.outbox import EAGER_PARTS
 from unit.wire.pair import Pair, read
 from unit.wire.vectors import frames_in
 
@@ -459,6 +460,35 @@ def test_output_is_announced_once_until_all_of_it_was_taken() -> None:
         assert calls == [1]
     worker.send(b"\x03")
     assert calls == [1, 1]
+
+
+def test_a_burst_is_offered_in_growing_portions_before_the_tick_ends() -> None:
+    pair = Pair()
+    _, worker = pair.call()
+    portions: list[int] = []
+
+    def take() -> None:
+        portions.append(len(pair.listener.take_output(2**20)) // 2)
+
+    def burst() -> list[int]:
+        portions.clear()
+        for _ in range(100):
+            worker.send(b"\x01")
+        take()
+        return list(portions)
+
+    pair.listener.on_burst = take
+    assert burst() == [EAGER_PARTS // 2, EAGER_PARTS, 2 * EAGER_PARTS, 100 - 7 * EAGER_PARTS // 2]
+    assert burst()[0] == EAGER_PARTS // 2
+
+
+def test_a_burst_that_the_driver_leaves_for_later_is_kept() -> None:
+    pair = Pair()
+    caller, worker = pair.call()
+    for number in range(100):
+        worker.send(bytes([number]))
+    pair.settle()
+    assert [caller.receive_nowait() for _ in range(100)] == [bytes([number]) for number in range(100)]
 
 
 def test_a_violation_at_one_connection_leaves_another_with_the_same_budget_alone() -> None:

@@ -58,7 +58,8 @@ class Connection:
     """A dialer opens streams, a listener gives those that arrive to ``accept``, each with its first item.
 
     ``on_output`` is called once when there is something to take, and again only after ``take_output`` took
-    all of it. ``on_ready``: the opening is done. ``on_idle``: the last open stream ended. ``closed``: write
+    all of it. ``on_burst``, in between: so much has come that it is better taken now than at the end of the
+    tick. ``on_ready``: the opening is done. ``on_idle``: the last open stream ended. ``closed``: write
     what ``take_output`` still gives, then close the transport; ``error`` says why, None for a plain
     ``close()``. What arrives after that is thrown away.
     """
@@ -111,6 +112,14 @@ class Connection:
     @on_output.setter
     def on_output(self, hook: Callable[[], None]) -> None:
         self._out.on_output = hook
+
+    @property
+    def on_burst(self) -> Callable[[], None]:
+        return self._out.on_burst
+
+    @on_burst.setter
+    def on_burst(self, hook: Callable[[], None]) -> None:
+        self._out.on_burst = hook
 
     @property
     def open_streams(self) -> int:
@@ -205,6 +214,8 @@ class Connection:
             out.size += stream._put_open(out.frames, head, payload, size)
             if not out.scheduled:
                 out.wake()
+            elif len(out.frames) >= out.eager:
+                out.hurry()
             return stream
         stream._head = head
         if payload is not None:

@@ -124,6 +124,8 @@ class Sending:
             out.tail = self
             if not out.scheduled:
                 out.wake()
+            elif len(frames) >= out.eager:
+                out.hurry()
             if end:
                 self._end_sent()
                 return True

@@ -12,7 +12,10 @@ from dynamo.core.errors import DynamoError
 from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.stream import Stream
 
-WRITE_BUFFER_BYTES = 256 * 1024  # what may wait in the transport: bounds how far one frame delays the next
+# What may wait in the transport: bounds how far one frame delays the next. Without TLS nothing, which makes
+# uvloop write at once: it else puts that off to the end of its iteration. With TLS writing would never resume.
+WRITE_BUFFER_BYTES = 0
+TLS_WRITE_BUFFER_BYTES = 256 * 1024
 # What the system may hold of a TCP connection (Linux doubles it). By itself it grows to 4 MiB, which small
 # items then wait behind: beside items of 16 MiB on loopback their median delay was 3.3 ms, and is 0.9 ms.
 SEND_BUFFER_BYTES = 512 * 1024
@@ -55,7 +58,7 @@ class _Wake:
 
 
 class Link(asyncio.BufferedProtocol):
-    """Drives one ``Connection`` and owns its transport; writes once per loop tick.
+    """Drives one ``Connection`` and owns its transport; writes once per loop tick, and during a long one.
 
     ``on_closed`` is called once, when nothing of it is left. ``silent_hint`` is for the message where the
     peer closes before it said anything.
@@ -84,6 +87,7 @@ class Link(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf  # when the timer was to fire
         connection.on_output = self._schedule_flush
+        connection.on_burst = self._write
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -91,7 +95,8 @@ class Link(asyncio.BufferedProtocol):
         if self.closed:  # given up while it was connecting
             self._transport.abort()
             return
-        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        has_tls = transport.get_extra_info("sslcontext") is not None
+        self._transport.set_write_buffer_limits(TLS_WRITE_BUFFER_BYTES if has_tls else WRITE_BUFFER_BYTES)
         carrier: socket.socket | None = transport.get_extra_info("socket")
         if carrier is not None and carrier.family in (socket.AF_INET, socket.AF_INET6):
             carrier.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -148,13 +153,23 @@ class Link(asyncio.BufferedProtocol):
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Write what there is, as long as the transport takes it: small parts of one tick in one write."""
+        """Write what there is, as long as the transport takes it."""
         self._flush_scheduled = False
         transport = self._transport
         if transport is None or self.closed:
             return
-        take = self.connection.take_output
-        while self._writing and (parts := take(TAKE_BYTES)):
+        self._write()
+        if self.connection.closed:
+            if not self._closing:
+                self._closing = True
+                self._abort_in(LINGER_S)
+            if self._writing:
+                self._linger(transport)
+
+    def _write(self) -> None:
+        """Small parts that came together go in one write."""
+        transport, take = self._transport, self.connection.take_output
+        while self._writing and transport is not None and (parts := take(TAKE_BYTES)):
             if len(parts) == 1:
                 transport.write(parts[0])
                 continue
@@ -169,12 +184,6 @@ class Link(asyncio.BufferedProtocol):
                 transport.write(part)
             if small:
                 transport.write(b"".join(small))
-        if self.connection.closed:
-            if not self._closing:
-                self._closing = True
-                self._abort_in(LINGER_S)
-            if self._writing:
-                self._linger(transport)
 
     def _linger(self, transport: asyncio.Transport) -> None:
         """Everything is written: end our direction, and read on, for nothing, until the peer ends its own."""
