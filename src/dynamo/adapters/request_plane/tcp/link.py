@@ -13,7 +13,7 @@ from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.stream import Stream
 
 # What may wait in the transport: bounds how far one frame delays the next. Without TLS nothing, which makes
-# uvloop write at once: it else puts that off to the end of its iteration. With TLS writing would never resume.
+# uvloop write at once: it else puts it off to the end of its iteration. With TLS writing would never resume.
 WRITE_BUFFER_BYTES = 0
 TLS_WRITE_BUFFER_BYTES = 256 * 1024
 # What the system may hold of a TCP connection (Linux doubles it). By itself it grows to 4 MiB, which small
