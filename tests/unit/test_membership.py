@@ -16,6 +16,7 @@ from dynamo.core.membership import Membership, Memberships
 from dynamo.core.model import EndpointId, Phase, Scope
 from dynamo.core.ports.discovery import Change, Put, Removed, Snapshot, Watch
 from dynamo.core.ports.telemetry import EndpointTelemetry, Side, Telemetry
+from dynamo.core.watching import ConflatingWatch
 from unit.calling import BOUND_S, ENDPOINT, World, deployed, until
 
 pytestmark = pytest.mark.anyio
@@ -162,6 +163,30 @@ async def test_clients_of_one_endpoint_share_a_membership() -> None:
         del first
         gc.collect()
         assert not memberships._known
+
+
+class Silent(MemDiscovery):
+    """Nobody but its reader holds its watch, as where no backend feeds it."""
+
+    @asynccontextmanager
+    async def watch(self, scope: Scope) -> AsyncIterator[Watch]:
+        watch = ConflatingWatch()
+        watch.reset(())
+        yield watch
+
+
+async def test_a_watch_whose_client_was_dropped_runs_until_the_end() -> None:
+    async with deployed() as world:
+        memberships = Memberships(Silent(world.store, 10.0))
+        before = asyncio.all_tasks()
+        membership = memberships.of(ENDPOINT)
+        membership.retain()
+        await membership.wait_for(lambda membership: membership.synced, BOUND_S)
+        del membership
+        gc.collect()
+        assert len(asyncio.all_tasks() - before) == 1  # or the loop would complain of a destroyed task
+        await memberships.aclose()
+        assert asyncio.all_tasks() == before
 
 
 class FailingOnce(MemDiscovery):

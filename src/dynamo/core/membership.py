@@ -23,6 +23,8 @@ logger = logging.getLogger("dynamo.runtime")
 LISTING_TIMEOUT_S = 0.5  # how long an error message may look for what else is registered
 REWATCH_LIMIT_S = 5.0  # between attempts to watch again after an adapter's watch raised
 
+_running: set[asyncio.Task[None]] = set()  # the loop itself would let the collector take a task that waits
+
 
 class Membership:
     """Follows one endpoint while somebody uses it: ``retain`` starts the watch, the last ``release`` ends it.
@@ -89,8 +91,9 @@ class Membership:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=f"watch {self.endpoint_id}")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        for kept in (self._ending, _running):
+            kept.add(task)
+            task.add_done_callback(kept.discard)
         return task
 
     def _stop(self) -> None:
