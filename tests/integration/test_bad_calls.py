@@ -93,7 +93,7 @@ async def test_an_address_where_another_instance_lives() -> None:
     discovery = fresh()
     async with one_worker(discovery) as (_, instance), make(discovery=discovery) as caller:
         async with registered(discovery, instance.addresses[-1], instance_id=77):
-            words = (instance.addresses[-1], "instance 4d", f"{instance.instance_id:x}", "address was reused")
+            words = (instance.addresses[-1], "instance 77", str(instance.instance_id), "address was reused")
             await call_fails(WrongInstanceError, Retry.SAFE, *words, runtime=caller)
 
 

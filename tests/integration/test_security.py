@@ -89,7 +89,7 @@ MISMATCHES = [
             Mismatch("token not asked for", scheme, "", "", "token=t", AuthError, NEVER, TOKEN_HELP),
             Mismatch(
                 "another instance", scheme, "", "", "", WrongInstanceError, SAFE,
-                (f"{INSTANCE + 1:x}", f"{INSTANCE:x}", "the address was reused"),
+                (f"{INSTANCE + 1}", f"{INSTANCE}", "the address was reused"),
                 expected={"instance_id": INSTANCE + 1},
             ),
             Mismatch(

@@ -347,7 +347,7 @@ class Exchange:
         if peer is None:
             return f"no {self._wanted()} within {limit}: {out.membership.describe()}"
         what = "no end" if self._heard else "no answer"
-        where = f"instance {peer.instance_id:x} at {self.way[1]}"
+        where = f"instance {peer.instance_id} at {self.way[1]}"
         text = f"{out.endpoint}: {what} within {limit} from {where}, attempt {self.attempts}"
         if self.trouble is not None and self.trouble.last is not None:
             text += f"; before that: {self.trouble.last}"

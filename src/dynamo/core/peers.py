@@ -158,7 +158,7 @@ class Peers:
             return peer if peer is not None and peer.instance.phase is Phase.READY else None
         found = [peer for peer in self._names.get(target, {}).values() if peer.instance.phase is Phase.READY]
         if len(found) > 1:
-            ids = ", ".join(f"{peer.instance_id:x}" for peer in found)
+            ids = ", ".join(str(peer.instance_id) for peer in found)
             raise ConflictError(
                 f"the name {target!r} is borne by several instances ({ids}): give an instance id"
             )

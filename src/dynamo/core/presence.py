@@ -51,8 +51,8 @@ async def appear(
         address = None if identity is None else identity.address
         if instance_id != drawn_id and told():
             raise ConfigError(
-                f"connection_id() was asked before the first serve, and answered {drawn_id:x}, but discovery "
-                f"{discovery.capability.scheme!r} makes this process {instance_id:x}: ask later"
+                f"connection_id() was asked before the first serve, and answered {drawn_id}, but discovery "
+                f"{discovery.capability.scheme!r} makes this process {instance_id}: ask later"
             )
         try:
             server = await stack.enter_async_context(

@@ -145,7 +145,7 @@ class Registrations:
 
     def _take(self) -> None:
         if self._lease_failure is not None:
-            logger.info("the lease of instance %x is held again", self._instance_id)
+            logger.info("the lease of instance %d is held again", self._instance_id)
         self._held, self._lease_failure = True, None
         if self._telemetry is not None:
             self._telemetry.lease_changed(True, "")
@@ -158,12 +158,12 @@ class Registrations:
         self._held, self._lease_failure = False, error
         self._registered.clear()
         if lost:
-            logger.warning("the lease of instance %x is lost (%s); taking the next", self._instance_id, error)
+            logger.warning("the lease of instance %d is lost (%s); taking the next", self._instance_id, error)
             if self._telemetry is not None:
                 self._telemetry.lease_changed(False, str(error))
             self._tell_lost(str(error))
         elif not isinstance(error, UnavailableError) and type(error) is not type(before):
-            logger.error("no lease for instance %x, trying again: %s", self._instance_id, error)
+            logger.error("no lease for instance %d, trying again: %s", self._instance_id, error)
         self._move()
 
     async def _keep(self, lease: Lease) -> str:
@@ -225,7 +225,7 @@ class Registrations:
                 failure = _ours(error)
                 if endpoint_id not in self._failures and not isinstance(failure, UnavailableError):
                     logger.error(
-                        "cannot register %s as instance %x: %s", endpoint_id, self._instance_id, failure
+                        "cannot register %s as instance %d: %s", endpoint_id, self._instance_id, failure
                     )
                 self._failures[endpoint_id] = failure
             finally:

@@ -52,7 +52,7 @@ def test_both_sides_know_each_other_after_the_opening() -> None:
 @pytest.mark.parametrize(
     "expected, named",
     [
-        ({"expected_instance_id": 0xAB}, "ab"),
+        ({"expected_instance_id": 0xAB}, "instance 171 "),
         ({"expected_instance_id": 8, "expected_incarnation": 0xCD}, "cd"),
     ],
 )

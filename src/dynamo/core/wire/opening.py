@@ -169,8 +169,8 @@ def check_instance(expected: tuple[int, int], found: tuple[int, int]) -> None:
     """Compare instance id and incarnation. Raises WrongInstanceError that names both sides' view."""
     if expected[0] not in (0, found[0]) or expected[1] not in (0, found[1]):
         raise WrongInstanceError(
-            f"instance {expected[0]:x} (incarnation {expected[1]:x}) was expected here, and this is "
-            f"{found[0]:x} (incarnation {found[1]:x}): the address was reused"
+            f"instance {expected[0]} (incarnation {expected[1]:x}) was expected here, and this is "
+            f"{found[0]} (incarnation {found[1]:x}): the address was reused"
         )
 
 

@@ -56,7 +56,7 @@ class BeatingLease:
         try:
             written = incarnation_of(read_regular(self.path)[0])
             if written not in (None, self.incarnation):
-                raise LeaseLostError(f"another process took the lease {self.instance_id:x}")
+                raise LeaseLostError(f"another process took the lease {self.instance_id}")
         except FileNotFoundError:
             gone = True
         if gone or now - self.renewed_at >= self.leases.ttl_s / 3:

@@ -56,7 +56,7 @@ class FileLease(Lease):
             deadline = deadline or now + ttl_s
             if now > deadline:
                 raise ConflictError(
-                    f"instance {own.instance_id:x} in {self._tree.layout.root} belongs to {holder}, still "
+                    f"instance {own.instance_id} in {self._tree.layout.root} belongs to {holder}, still "
                     f"alive after {ttl_s:g} s; stop that one, or let this one draw an id of its own"
                 )
             await asyncio.sleep(min(RETRY_S, ttl_s / 10))
@@ -64,7 +64,7 @@ class FileLease(Lease):
     async def put(self, instance: Instance) -> None:
         own, keeper = self.own, self._tree.keeper
         if (instance.instance_id, instance.incarnation) != (own.instance_id, own.incarnation):
-            raise ConfigError(f"{instance} does not belong to the lease of {own.instance_id:x}")
+            raise ConfigError(f"{instance} does not belong to the lease of {own.instance_id}")
         record = encode_instance(instance)
         try:
             await self._tree.run(

@@ -181,7 +181,7 @@ class Keeper:
         if own.reason:
             raise LeaseLostError(own.reason)
         if own.held is None:
-            raise ClosedError(f"the lease of {own.instance_id:x} has ended")
+            raise ClosedError(f"the lease of {own.instance_id} has ended")
 
     def _check_loop(self, own: OwnLease, passed_s: float) -> None:
         turns, own.turns_seen = own.turns_seen, own.turns
@@ -213,6 +213,6 @@ class Keeper:
                 own.leftovers = False
 
     def _lose(self, own: OwnLease, reason: str) -> None:
-        log.warning("lease %x lost: %s", own.instance_id, reason)
+        log.warning("lease %d lost: %s", own.instance_id, reason)
         own.lose(reason)
         self.release(own)

@@ -115,7 +115,7 @@ class LockedLease:
         if descriptor is None:  # who cleans or looks holds the lock for an instant only
             self.taken_from_us_at = self.taken_from_us_at or now
             if now - self.taken_from_us_at > TAKEN_S:
-                raise LeaseLostError(f"another process took the lease {self.instance_id:x}")
+                raise LeaseLostError(f"another process took the lease {self.instance_id}")
             return False
         close(self.descriptor)
         self.descriptor, self.taken_from_us_at = descriptor, None

@@ -36,7 +36,7 @@ class MemLease(Lease):
 
     async def put(self, instance: Instance) -> None:
         if (instance.instance_id, instance.incarnation) != (self.instance_id, self.incarnation):
-            raise ConfigError(f"{instance} does not belong to the lease of {self.instance_id:x}")
+            raise ConfigError(f"{instance} does not belong to the lease of {self.instance_id}")
         record = decode_instance(encode_instance(instance))
         await asyncio.sleep(0)
         if self._put(record):
@@ -48,7 +48,7 @@ class MemLease(Lease):
                     await watch.receive()
                 return
         raise ConflictError(
-            f"{instance.endpoint_id}#{self.instance_id:x} belongs to another incarnation, still alive after "
+            f"{instance.endpoint_id}#{self.instance_id} belongs to another incarnation, still alive after "
             f"{ttl_s:g} s; stop that one, or let this one draw an id of its own"
         )
 
@@ -74,7 +74,7 @@ class MemLease(Lease):
 
     def _check_usable(self) -> None:
         if self._ended:
-            raise ClosedError(f"the lease of {self.instance_id:x} has ended")
+            raise ClosedError(f"the lease of {self.instance_id} has ended")
         if self._reason:
             raise LeaseLostError(self._reason)
         if self._store.down:

@@ -90,7 +90,7 @@ class MemStore:
         try:
             instance = decode_instance(record)
         except BadPayloadError as error:
-            log.warning("mem://%s: record %s#%x is passed over: %s", self.name, *key, error)
+            log.warning("mem://%s: record %s#%d is passed over: %s", self.name, *key, error)
         with self.lock:
             self._set(key, Entry(instance, None))
 

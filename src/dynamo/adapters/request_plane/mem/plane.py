@@ -83,8 +83,8 @@ class MemServer(Server):
             return UnavailableError(f"the server at {self._address} was closed")
         if instance_id not in (0, self._instance_id) or incarnation not in (0, self._incarnation):
             return WrongInstanceError(
-                f"{self._address} is instance {self._instance_id:x} (incarnation {self._incarnation:x}), "
-                f"not {instance_id:x} ({incarnation:x})"
+                f"{self._address} is instance {self._instance_id} (incarnation {self._incarnation:x}), "
+                f"not {instance_id} ({incarnation:x})"
             )
         if self._refusing:
             return DrainingError(f"{self._address} is shutting down and takes no new call")
@@ -103,6 +103,7 @@ class MemRequestPlane(RequestPlane):
         self.loop, self.budget, self.calls = loop, Budget(settings.receive_budget_bytes), set[Outgoing]()
         self._name, self._closed = name, False
         self._servers: set[MemServer] = set()
+        self.window_bytes, self.max_message_bytes = settings.window_bytes, settings.max_message_bytes
         self._capability = Capability(
             schemes=("mem",),
             cross_process=False,
