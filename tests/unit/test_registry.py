@@ -75,6 +75,19 @@ def test_an_unknown_scheme_is_told_with_its_variable_and_the_closest(
         port.open(scheme, SETTINGS)
 
 
+def test_what_chose_a_scheme_is_named_as_its_user_wrote_it(port: Registry[Any]) -> None:
+    for settings, name in (
+        (Settings.from_env({"DYN_DISCOVERY_BACKEND": "fil"}), "DYN_DISCOVERY_BACKEND"),
+        (Settings.from_env({}, discovery_backend="fil"), "discovery_backend"),
+        (
+            Settings.from_env({}, discovery_backend="fil", option_names={"discovery_backend": "--discovery"}),
+            "--discovery",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=f"^{name}: unknown discovery 'fil'"):
+            port.open(settings.discovery_backend, settings)
+
+
 @pytest.mark.parametrize("url", ["consul", "consul://h:1", "", "://h", "/a/path", "zz:/x"])
 def test_a_scheme_like_no_other_is_told_with_all_that_are_known(port: Registry[Any], url: str) -> None:
     with pytest.raises(

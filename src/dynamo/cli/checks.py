@@ -16,7 +16,7 @@ import attrs
 from attrs import frozen
 
 from dynamo.cli.listing import counted
-from dynamo.cli.options import given, source
+from dynamo.cli.options import given
 from dynamo.core import registry
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, DynamoError, MissingExtraError
@@ -122,7 +122,7 @@ def configured(settings: Settings) -> Iterator[Finding]:
         value = getattr(settings, name)
         told = _told(value, secret=field.metadata["secret"])
         by = (
-            source(settings, name)
+            settings.source(name)
             if settings.is_set(name)
             else f"the default; {settings.source(name)} sets it"
         )
@@ -130,7 +130,7 @@ def configured(settings: Settings) -> Iterator[Finding]:
         remedy = ""
         if isinstance(value, str) and FILES.fullmatch(name) and not os.access(value, os.R_OK):
             level, told = "wrong", f"{told}, which cannot be read"
-            remedy = f"make the file readable, or change {source(settings, name)}"
+            remedy = f"make the file readable, or change {settings.source(name)}"
         yield Finding(topic="settings", level=level, text=f"{name} = {told} ({by})", remedy=remedy)
 
 
@@ -201,7 +201,7 @@ def _loaded(what: str, factories: registry.Factories[Any], scheme: str, wanted: 
 async def backends(settings: Settings, timeout_s: float) -> list[Finding]:
     """Whether discovery answers, what it lists, and whether the request plane opens."""
     findings: list[Finding] = []
-    url, variable = without_password(settings.discovery_backend), source(settings, "discovery_backend")
+    url, variable = without_password(settings.discovery_backend), settings.source("discovery_backend")
     change = f"start it, or set {variable} to one that needs no server: {SERVERLESS}"
     topic = "discovery"
     try:
@@ -248,7 +248,7 @@ async def _listed(discovery: Discovery, url: str) -> Finding:
 
 
 async def _request_plane(settings: Settings, timeout_s: float) -> list[Finding]:
-    url, variable = without_password(settings.request_plane), source(settings, "request_plane")
+    url, variable = without_password(settings.request_plane), settings.source("request_plane")
     topic = "request plane"
     try:
         async with (

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynamo.cli.options import source
 from dynamo.cli.showing import as_json as to_json
 from dynamo.cli.showing import console, one_line
 from dynamo.core import registry
@@ -139,7 +138,7 @@ async def _watching(settings: Settings, scope: Scope) -> AsyncIterator[Watch]:
     async with registry.discovery.open(settings.discovery_backend, settings) as discovery:
         if not discovery.capability.cross_process:
             raise ConfigError(
-                f"{source(settings, 'discovery_backend')}={settings.discovery_backend}: instances there are "
+                f"{settings.source('discovery_backend')}={settings.discovery_backend}: instances there are "
                 "known within one process only, which is not this one; file is for many processes on one host"
             )
         async with discovery.watch(scope) as watch:
@@ -157,7 +156,7 @@ async def _first_answer(
     except TimeoutError:
         why = f": {table.stale}" if table.stale else ""
         raise UnavailableError(
-            f"no answer from discovery {_place(settings)} ({source(settings, 'discovery_backend')}) "
+            f"no answer from discovery {_place(settings)} ({settings.source('discovery_backend')}) "
             f"in {timeout_s:g} s{why}"
         ) from None
     return told

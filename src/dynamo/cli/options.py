@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+OPTION_NAMES = {"discovery_backend": "--discovery", "request_plane": "--request-plane"}
 BACKEND_WAIT_S = 10.0  # a person waits; DYN_STARTUP_TIMEOUT_S, if set, says otherwise
 
 
@@ -83,10 +84,21 @@ def instance(text: str | None) -> int | str | None:
 
 
 def settings(discovery: str | None, request_plane: str | None) -> Settings:
-    """The environment's, with the options over it. Raises ConfigError."""
+    """The environment's, with the options over it, and adapters that load. Raises ConfigError."""
     from dynamo.core.config import Settings
+    from dynamo.core.errors import ConfigError, MissingExtraError
+    from dynamo.core.opening import check_adapters
 
-    return Settings.from_env(**given(discovery, request_plane))
+    chosen = Settings.from_env(**given(discovery, request_plane))
+    try:
+        check_adapters(chosen)
+    except MissingExtraError:
+        raise
+    except ConfigError as error:
+        if chosen.is_set("discovery_backend"):
+            raise
+        raise ConfigError(f"{error}; try --discovery file") from error
+    return chosen
 
 
 def runtime(discovery: str | None, request_plane: str | None) -> DistributedRuntime:
@@ -99,13 +111,10 @@ def runtime(discovery: str | None, request_plane: str | None) -> DistributedRunt
     return DistributedRuntime(**given(discovery, request_plane), **bounds, system_port=-1)
 
 
-def source(settings: Settings, field: str) -> str:
-    """What a message should name: the option or the variable that ``field`` came from."""
-    name = settings.source(field)
-    return {"discovery_backend": "--discovery", "request_plane": "--request-plane"}.get(name, name)
-
-
 def given(discovery: str | None, request_plane: str | None) -> dict[str, Any]:
-    """What was given as an option, by the names of ``Settings``."""
+    """What was given as an option, by the names of ``Settings``, and how messages should call it."""
     given = {"discovery_backend": discovery, "request_plane": request_plane}
-    return {name: value for name, value in given.items() if value is not None}
+    return {
+        **{name: value for name, value in given.items() if value is not None},
+        "option_names": OPTION_NAMES,
+    }

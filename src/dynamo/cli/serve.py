@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dynamo.cli.options import settings, source, where
+from dynamo.cli.options import settings, where
 
 
 @click.command(
@@ -91,7 +91,7 @@ def command(
     for field in ("discovery_backend", "request_plane"):
         if getattr(chosen, field).partition("://")[0] == "mem":
             raise ConfigError(
-                f"{source(chosen, field)}=mem: each worker is a process of its own, "
+                f"{chosen.source(field)}=mem: each worker is a process of its own, "
                 "and mem stays within one; use --discovery file --request-plane tcp"
             )
     return asyncio.run(supervise(deployment, planned, chosen))

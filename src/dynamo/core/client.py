@@ -211,7 +211,8 @@ class Client:
         Without ``timeout_s`` it waits until the runtime ends, and says once in the log what it waits for.
         Raises DeadlineError, a TimeoutError.
         """
-        await self._wait(lambda membership: membership.peers.count >= min_count, "any", timeout_s)
+        wanted = "an instance" if min_count == 1 else f"{min_count} instances"
+        await self._wait(lambda membership: membership.peers.count >= min_count, wanted, timeout_s)
         return self.instance_ids()
 
     async def wait_for_instance_by_runtime_data(
@@ -266,12 +267,12 @@ class Client:
             return out.closed or predicate(membership)
 
         if timeout_s is not None:
-            await self._membership.wait_for(look, timeout_s)
+            await self._membership.wait_for(look, timeout_s, wanted=wanted)
         else:
             try:
-                await self._membership.wait_for(look, out.instance_wait_s)
+                await self._membership.wait_for(look, out.instance_wait_s, wanted=wanted)
             except DeadlineError as error:
-                logger.warning("still waiting for instances (%s): %s", wanted, error)
+                logger.warning("still waiting: %s", error)
                 await self._membership.wait_for(look)
         if out.closed:
             raise self._unusable()

@@ -189,14 +189,26 @@ class Settings:
         known: tuple[str, ...] = attrs.fields_dict(Settings)[field].metadata["variables"]
         return self._sources.get(field, known[0])
 
+    def source_of(self, variable: str) -> str:
+        """``source`` of the field that ``variable`` would set; ``variable`` itself where it sets none."""
+        named = (one.name for one in self.fields() if variable in one.metadata["variables"])
+        return next(map(self.source, named), variable)
+
     def is_set(self, field: str) -> bool:
         """Whether ``field`` was given, as an option or by a variable, or is the default."""
         return field in self._sources
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None, **options: Any) -> Settings:
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        option_names: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Settings:
         """Read the variables; ``options`` are fields by name and win. An empty variable counts as unset.
 
+        ``option_names`` are what messages call the options, where that is not the field's name.
         Raises ConfigError.
         """
         environ = os.environ if environ is None else environ
@@ -213,10 +225,15 @@ class Settings:
                 hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(cls.options())}"
                 raise ConfigError(f"unknown option {name!r}; {hint}")
             values[name] = value
-            sources[name] = name
+            sources[name] = (option_names or {}).get(name, name)
         return cls(sources=sources, **values)
+
+    @classmethod
+    def fields(cls) -> tuple[attrs.Attribute[Any], ...]:
+        """What can be set; the metadata of each have its variables, ours to recommend first."""
+        return tuple(field for field in attrs.fields(cls) if not field.name.startswith("_"))
 
     @classmethod
     def options(cls) -> tuple[str, ...]:
         """The names that ``from_env`` takes."""
-        return tuple(field.name for field in attrs.fields(cls) if not field.name.startswith("_"))
+        return tuple(field.name for field in cls.fields())

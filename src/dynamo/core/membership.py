@@ -155,10 +155,17 @@ class Membership:
         for listener in list(self._listeners.values()):
             listener()
 
-    async def wait_for(self, predicate: Callable[[Membership], bool], timeout_s: float | None = None) -> None:
+    async def wait_for(
+        self,
+        predicate: Callable[[Membership], bool],
+        timeout_s: float | None = None,
+        *,
+        wanted: str = "a change",
+    ) -> None:
         """Wait until ``predicate`` holds; it is asked now and after every change.
 
-        Raises DeadlineError after ``timeout_s``, ClosedError when the runtime ends.
+        Raises DeadlineError after ``timeout_s``, which says what was ``wanted``; ClosedError when the runtime
+        ends.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -175,7 +182,7 @@ class Membership:
                         self.waiters.discard(waiter)
         except TimeoutError as error:
             raise DeadlineError(
-                f"{self.endpoint_id}: not within {timeout_s:g} s; {self.describe()}"
+                f"{self.endpoint_id}: waited {timeout_s:g} s for {wanted}; {self.describe()}"
             ) from error
 
     def describe(self) -> str:

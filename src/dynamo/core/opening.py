@@ -41,6 +41,19 @@ def without_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
 
 
+def check_adapters(settings: Settings) -> None:
+    """Load the adapters that were chosen. Raises ConfigError, MissingExtraError that say what chose them."""
+    scheme = scheme_of(settings.discovery_backend)
+    try:
+        registry.discovery.factory(scheme, settings)
+    except ConfigError as error:
+        if scheme in registry.discovery.schemes():
+            raise
+        default = "" if settings.is_set("discovery_backend") else " (the default)"
+        raise ConfigError(f"{error}{default}; without a server there are {SERVERLESS}") from error
+    registry.request_plane.factory(scheme_of(settings.request_plane), settings)
+
+
 class Adapters:
     """Opens on first use; a backend that is not there yet is tried again for as long as somebody waits for
     it.
@@ -52,14 +65,7 @@ class Adapters:
         self._planes: dict[str, Held[RequestPlane]] = {}
         self._closed = False
         self._serving_scheme = scheme_of(settings.request_plane)
-        try:
-            registry.discovery.factory(scheme_of(settings.discovery_backend))
-        except ConfigError as error:
-            if settings.discovery_backend in registry.discovery.schemes():
-                raise
-            default = "" if settings.is_set("discovery_backend") else " (the default)"
-            raise ConfigError(f"{error}{default}; without a server there are {SERVERLESS}") from error
-        registry.request_plane.factory(self._serving_scheme)
+        check_adapters(settings)
 
     @property
     def trouble(self) -> DynamoError | None:

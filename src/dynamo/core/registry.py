@@ -55,10 +55,11 @@ class Factories(Generic[F]):
         """What is known here, installed or not."""
         return sorted({point.name for point in _entry_points(self._group)} | self._factories.keys())
 
-    def factory(self, scheme: str) -> F:
-        """Load it; raises ConfigError, MissingExtraError."""
+    def factory(self, scheme: str, settings: Settings | None = None) -> F:
+        """Load it; ``settings`` know what chose it. Raises ConfigError, MissingExtraError."""
         if (known := self._factories.get(scheme)) is not None:
             return known
+        variable = self._variable if settings is None else settings.source_of(self._variable)
         found = {point.value: point for point in _entry_points(self._group).select(name=scheme)}
         if len(found) > 1:
             raise ConfigError(
@@ -68,7 +69,7 @@ class Factories(Generic[F]):
             known_names = self.schemes()
             close = difflib.get_close_matches(scheme, known_names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known_names) or 'none'}"
-            raise ConfigError(f"{self._variable}: unknown {self._group.partition('.')[2]} {scheme!r}; {hint}")
+            raise ConfigError(f"{variable}: unknown {self._group.partition('.')[2]} {scheme!r}; {hint}")
         (point,) = found.values()
         distribution = point.dist.name if point.dist else point.module
         try:
@@ -77,11 +78,11 @@ class Factories(Generic[F]):
             missing = (error.name if isinstance(error, ModuleNotFoundError) else None) or point.module
             if missing.partition(".")[0] == point.module.partition(".")[0]:
                 raise ConfigError(
-                    f"{self._variable}: {scheme!r} does not load: {type(error).__name__}: {error}; "
+                    f"{variable}: {scheme!r} does not load: {type(error).__name__}: {error}; "
                     f"install {distribution!r} again, or repair {point.value!r}"
                 ) from error
             raise MissingExtraError(
-                f"{self._variable}: {scheme!r} needs the package {missing!r}: "
+                f"{variable}: {scheme!r} needs the package {missing!r}: "
                 f"pip install '{distribution}[{scheme}]'"
             ) from error
         self._factories[scheme] = factory
@@ -98,7 +99,7 @@ class Registry(Factories[Factory[P]]):
         (the adapter's package is not installed).
         """
         scheme, separator, _ = url.partition("://")
-        return self.factory(scheme)(url if separator else f"{scheme}://", settings)
+        return self.factory(scheme, settings)(url if separator else f"{scheme}://", settings)
 
 
 discovery: Registry[Discovery] = Registry("dynamo.discovery", "DYN_DISCOVERY_BACKEND")
