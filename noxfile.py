@@ -39,7 +39,7 @@ def environment(session: nox.Session, name: str, project: list[str], *groups: st
 
 
 def dev(session: nox.Session) -> str:
-    return environment(session, "dev", ["-e", ".[all]"], "test", "lint", "types", "bench")
+    return environment(session, "dev", ["-e", ".[all]"], "test", "lint", "types", "docs", "bench")
 
 
 def plain(session: nox.Session) -> str:
@@ -104,6 +104,14 @@ def integration(session: nox.Session) -> None:
 def chaos(session: nox.Session) -> None:
     """Faults of every kind while a load runs."""
     suite(session, dev(session), "chaos")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, into build/docs, where a broken link is an error; then its tests, which run every snippet."""
+    python = dev(session)
+    session.run(python, "-m", "sphinx", "-qW", "--keep-going", "-d", "build/doctrees", "docs", "build/docs")
+    suite(session, python, "docs", "-n2", "--dist=loadfile")
 
 
 @nox.session
