@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet
@@ -88,6 +88,8 @@ class DistributedRuntime:
         self._clients: WeakSet[Client] = WeakSet()
         self._ending: asyncio.Task[None] | None = None
         self._begun = asyncio.Event()
+        self._answers = 0
+        self._all_answered = asyncio.Event()
 
     @classmethod
     def from_env(cls, **options: Any) -> DistributedRuntime:
@@ -280,6 +282,19 @@ class DistributedRuntime:
             self._memberships = Memberships(discovery, self.observing.telemetry)
         return self._memberships
 
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """A request that came another way than ours: the end of this runtime waits for it, as for a call in
+        flight, before it closes clients and adapters.
+        """
+        self._answers += 1
+        try:
+            yield
+        finally:
+            self._answers -= 1
+            if not self._answers:
+                self._all_answered.set()
+
     # The end.
 
     def _begin_end(self) -> None:
@@ -290,6 +305,9 @@ class DistributedRuntime:
     async def _end(self) -> None:
         try:
             await self._hosting.end()
+            if self._answers:
+                self._all_answered.clear()
+                await within(self.settings.graceful_shutdown_timeout_s, self._all_answered.wait())
         finally:
             self._ended = True
             for client in list(self._clients):
