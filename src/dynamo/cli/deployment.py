@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -25,8 +26,9 @@ class Deployment:
     overrides: tuple[str, ...] = ()
     discovery: str | None = None
     request_plane: str | None = None
-    http_port: int = 8000
     http_host: str | None = None
+    http_ports: Mapping[str, int] = attrs.Factory(dict)
+    """By the service's name; those without ``@api`` routes have none."""
 
     def to_text(self) -> str:
         return json.dumps(attrs.asdict(self))

@@ -38,7 +38,8 @@ Where DYN_SYSTEM_PORT or DYN_TCP_RPC_PORT is set, each worker takes the next por
     default=8000,
     show_default=True,
     metavar="PORT",
-    help="Where @api methods answer over HTTP; 0 for any that is free.",
+    help="Where @api methods answer over HTTP; a second service with such methods gets the next port, and so "
+    "on. 0 for any that is free.",
 )
 @click.option(
     "--http-host",
@@ -61,7 +62,10 @@ def command(
     """Run SERVICE of MODULE, found from the current directory, with supervised workers."""
     import asyncio
 
+    import attrs
+
     from dynamo.cli.deployment import Deployment
+    from dynamo.cli.http_ports import check_free, http_ports
     from dynamo.cli.showing import printable
     from dynamo.cli.supervising import supervise
     from dynamo.core.errors import ConfigError
@@ -73,12 +77,13 @@ def command(
         overrides=overrides,
         discovery=discovery,
         request_plane=request_plane,
-        http_port=http_port,
         http_host=http_host,
     )
     graph = deployment.graph()
     graph.check()
     planned = graph.services if service_name is None else (graph[service_name],)
+    ports = http_ports(planned, http_port)
+    deployment = attrs.evolve(deployment, http_ports=ports)
     if dry_run:
         for one in planned:
             namespace = one.namespace or chosen.namespace
@@ -94,4 +99,5 @@ def command(
                 f"{chosen.source(field)}=mem: each worker is a process of its own, "
                 "and mem stays within one; use --discovery file --request-plane tcp"
             )
+    check_free(ports, http_host, chosen)
     return asyncio.run(supervise(deployment, planned, chosen))

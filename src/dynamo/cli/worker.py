@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import sys
+from contextlib import AsyncExitStack
 
 from dynamo.cli.deployment import Deployment
 from dynamo.cli.options import given
@@ -26,7 +27,21 @@ async def _serve(deployment: Deployment, service: str, ready: int) -> None:
         logging.basicConfig(level=known, format="%(levelname)s %(name)s: %(message)s")
         graph = deployment.graph()
         asyncio.get_running_loop().add_reader(0, _on_input, runtime)
-        async with serve_services(runtime, graph[service].service.cls, graph=graph) as served:
+        planned = graph[service]
+        async with AsyncExitStack() as stack:
+            served = await stack.enter_async_context(
+                serve_services(runtime, planned.service.cls, graph=graph)
+            )
+            if (port := deployment.http_ports.get(service)) is not None:
+                from dynamo.adapters.http import serve_http
+
+                shared = port != 0 and planned.workers > 1
+                url = await stack.enter_async_context(
+                    serve_http(served, port=port, host=deployment.http_host, reuse_port=shared)
+                )
+                print(f"HTTP routes at {url}", flush=True)  # noqa: T201
+            if not runtime.serving:
+                runtime.set_health_status(True)
             os.write(ready, b"1")
             os.close(ready)
             await served.until_shutdown()

@@ -1,0 +1,35 @@
+"""Which service of a deployment answers over HTTP, and on which port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from dynamo.core.config import Settings
+from dynamo.core.errors import ConfigError
+from dynamo.sdk import PlannedService
+
+LAST_PORT = 65535
+
+
+def http_ports(planned: Iterable[PlannedService], first: int) -> dict[str, int]:
+    """The port of each service that has ``@api`` routes, callers first: ``first``, the next one, and so on;
+    0 for all if ``first`` is 0. Raises ConfigError.
+    """
+    callers_first = reversed(list(planned))
+    names = [one.name for one in callers_first if any(method.route for method in one.service.methods)]
+    if first + len(names) - 1 > LAST_PORT and first:
+        raise ConfigError(
+            f"--http-port {first}: {', '.join(names)} need ports up to {first + len(names) - 1}"
+        )
+    return {name: first and first + number for number, name in enumerate(names)}
+
+
+def check_free(ports: Mapping[str, int], host: str | None, settings: Settings) -> None:
+    """Raise ConfigError for a port that is in use, before any worker starts: those of one service share
+    theirs, and would share it with another deployment's too.
+    """
+    if ports:
+        from dynamo.adapters.http.listening import host_of, listen
+
+        for port in filter(None, ports.values()):
+            listen(host_of(settings) if host is None else host, port).close()
