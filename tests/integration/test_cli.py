@@ -42,10 +42,10 @@ class Deployment:
         self.env = environment(self.discovery)
         self.worker, self.instance_id = self.start("worker-1")
 
-    def start(self, name: str) -> tuple[subprocess.Popen[str], int]:
+    def start(self, name: str, **env: str) -> tuple[subprocess.Popen[str], int]:
         worker = subprocess.Popen(
             [sys.executable, str(WORKER), name],
-            env=self.env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**self.env, **env}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         assert worker.stdout is not None
         word, instance_id = worker.stdout.readline().split()
@@ -121,11 +121,27 @@ def test_ls_piped_is_one_line_an_instance(deployment: Deployment) -> None:
     done = deployment.run("ls")
     assert (done.returncode, done.stderr) == (0, "")
     (line,) = done.stdout.splitlines()
-    endpoint, instance_id, phase, name, addresses = line.split("\t")
+    endpoint, instance_id, phase, name, addresses, age_s, requests = line.split("\t")
     assert (endpoint, int(instance_id), phase, name) == (
         GENERATE, deployment.instance_id, "ready", "worker-1",
     )  # fmt: skip
     assert "tcp://127.0.0.1:" in addresses
+    assert (int(age_s) < BOUND_S * 4, requests) == (True, "-")
+
+
+def test_ls_shows_the_requests_that_a_status_server_tells(deployment: Deployment) -> None:
+    pytest.importorskip("aiohttp", reason="the extra telemetry is not installed")
+    pytest.importorskip("prometheus_client", reason="the extra telemetry is not installed")
+    worker, instance_id = deployment.start("counted", DYN_SYSTEM_PORT="0")
+    try:
+        for _ in range(2):
+            deployment.run("call", GENERATE, '{"count": 1}', "--instance", "counted")
+        listed = {one["instance_id"]: one for one in json.loads(deployment.run("ls", "--json").stdout)}
+        assert (listed[instance_id]["requests"], listed[instance_id]["inflight_requests"]) == (2, 0)
+        assert listed[deployment.instance_id]["requests"] is None
+        assert "  2 req  " in on_a_terminal(["ls"], {**deployment.env, "NO_COLOR": "1"})[1]
+    finally:
+        deployment.end(worker)
 
 
 def test_ls_json_is_an_array(deployment: Deployment) -> None:

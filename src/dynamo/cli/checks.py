@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import attrs
 from attrs import frozen
 
-from dynamo.cli.listing import counted
+from dynamo.cli.drawing import counted
 from dynamo.cli.options import given
 from dynamo.core import registry
 from dynamo.core.config import Settings

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from dynamo.cli.counting import Counts, Requests
+from dynamo.cli.drawing import age_of, picture, tree
 from dynamo.cli.showing import as_json as to_json
 from dynamo.cli.showing import console, one_line
 from dynamo.core import registry
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, UnavailableError
-from dynamo.core.model import EndpointId, Instance, InstanceKey, Phase, Scope, check_name
+from dynamo.core.model import Instance, InstanceKey, Scope, check_name
 from dynamo.core.opening import without_password
 from dynamo.core.ports.discovery import Change, Put, Removed, Snapshot, Stale, Watch
 
-if TYPE_CHECKING:
-    from rich.console import Group
-
+ASK_AGAIN_S = 2.0
 TICK_S = 1.0  # a terminal that was resized is drawn anew after this
 
 
@@ -84,15 +84,16 @@ async def list_once(settings: Settings, scope: Scope, *, as_json: bool, timeout_
     table = Table()
     async with _watching(settings, scope) as watch:
         await _first_answer(watch, table, settings, timeout_s)
-    instances, out = table.instances(), console()
+    instances, out, counts = table.instances(), console(), Counts()
+    await counts.ask(instances)
     if as_json:
-        rows = ",\n  ".join(to_json(described(one)) for one in instances)
+        rows = ",\n  ".join(to_json(described(one, counts.of(one))) for one in instances)
         click.echo(f"[\n  {rows}\n]" if rows else "[]")
     elif not out.is_terminal:
         for one in instances:
-            click.echo(line(one))
+            click.echo(line(one, counts.of(one)))
     elif instances:
-        out.print(tree(instances))
+        out.print(tree(instances, counts))
     if not instances and not as_json:
         under = "" if scope == Scope() else f" under {scope}"
         click.echo(f"nothing is served{under} in {_place(settings)}", err=True)
@@ -100,37 +101,58 @@ async def list_once(settings: Settings, scope: Scope, *, as_json: bool, timeout_
 
 async def watch_on(settings: Settings, scope: Scope, *, as_json: bool, timeout_s: float) -> None:
     """Print the first snapshot and then each change, until cancelled."""
-    table, out = Table(), console()
+    table, out, counts = Table(), console(), Counts()
     async with _watching(settings, scope) as watch:
         told = await _first_answer(watch, table, settings, timeout_s)
-        if out.is_terminal and not as_json:
-            what = _place(settings) if scope == Scope() else f"{scope} in {_place(settings)}"
-            await _draw(watch, table, what)
-        while True:
-            for mark, one in told:
-                click.echo(
-                    to_json({"change": CHANGES[mark], **described(one)}) if as_json else f"{mark} {line(one)}"
-                )
-            change = await watch.receive()
-            told = table.apply(change)
-            if isinstance(change, Stale):
-                reason = one_line(change.reason)
-                click.echo(to_json({"change": "stale", "reason": reason}) if as_json else f"! {reason}")
+        await counts.ask(table.instances())
+        asking = asyncio.ensure_future(_keep_asking(counts, table))
+        try:
+            if out.is_terminal and not as_json:
+                what = _place(settings) if scope == Scope() else f"{scope} in {_place(settings)}"
+                await _draw(watch, table, counts, what)
+            else:
+                await _tell(watch, table, counts, told, as_json=as_json)
+        finally:
+            asking.cancel()
+
+
+async def _keep_asking(counts: Counts, table: Table) -> None:
+    while True:
+        await asyncio.sleep(ASK_AGAIN_S)
+        await counts.ask(table.instances())
+
+
+async def _tell(
+    watch: Watch, table: Table, counts: Counts, told: list[tuple[str, Instance]], *, as_json: bool
+) -> None:
+    while True:
+        for mark, one in told:
+            seen = counts.of(one)
+            click.echo(
+                to_json({"change": CHANGES[mark], **described(one, seen)})
+                if as_json
+                else f"{mark} {line(one, seen)}"
+            )
+        change = await watch.receive()
+        told = table.apply(change)
+        if isinstance(change, Stale):
+            reason = one_line(change.reason)
+            click.echo(to_json({"change": "stale", "reason": reason}) if as_json else f"! {reason}")
 
 
 CHANGES = {"+": "added", "~": "changed", "-": "removed"}
 
 
-async def _draw(watch: Watch, table: Table, title: str) -> None:
+async def _draw(watch: Watch, table: Table, counts: Counts, title: str) -> None:
     from rich.live import Live
 
-    with Live(picture(table, title), console=console(), auto_refresh=False) as live:
+    with Live(picture(table, counts, title), console=console(), auto_refresh=False) as live:
         while True:
             try:
                 table.apply(await asyncio.wait_for(watch.receive(), TICK_S))
             except TimeoutError:
                 pass
-            live.update(picture(table, title), refresh=True)
+            live.update(picture(table, counts, title), refresh=True)
 
 
 @asynccontextmanager
@@ -167,7 +189,7 @@ def _place(settings: Settings) -> str:
     return f"{url} ({settings.file_root})" if url in ("file", "file://") else url
 
 
-def described(one: Instance) -> dict[str, Any]:
+def described(one: Instance, seen: Requests | None = None) -> dict[str, Any]:
     """As JSON has it; the incarnation is hex, since it does not fit a JSON reader's integers."""
     return {
         "namespace": one.namespace,
@@ -180,80 +202,23 @@ def described(one: Instance) -> dict[str, Any]:
         "addresses": list(one.addresses),
         "idempotent": one.idempotent,
         "metadata": dict(one.metadata),
+        "started": one.started,
+        "requests": None if seen is None else seen.total,
+        "inflight_requests": None if seen is None else seen.inflight,
     }
 
 
-def line(one: Instance) -> str:
-    """Endpoint, id, phase, name (or -) and addresses, with tabs between them."""
+def line(one: Instance, seen: Requests | None = None) -> str:
+    """Endpoint, id, phase, name, addresses, age in seconds, requests; - where unknown; tabs between them."""
     addresses = ",".join(one.addresses) or "-"
-    fields = (str(one.endpoint_id), str(one.instance_id), one.phase.value, one.name or "-", addresses)
+    age_s = age_of(one)
+    fields = (
+        str(one.endpoint_id),
+        str(one.instance_id),
+        one.phase.value,
+        one.name or "-",
+        addresses,
+        "-" if age_s is None else str(age_s),
+        "-" if seen is None else str(seen.total),
+    )
     return "\t".join(map(one_line, fields))
-
-
-def _brief(addresses: tuple[str, ...]) -> str:
-    """Unix sockets, which only this host can dial and whose names fill a line, as a word beside others."""
-    others = [address for address in addresses if not address.startswith("unix://")]
-    if others and len(others) < len(addresses):
-        others.append("(unix)")
-    return one_line(" ".join(others or addresses))
-
-
-def picture(table: Table, title: str) -> Group:
-    """What ``--watch`` draws."""
-    from rich.console import Group
-    from rich.text import Text
-
-    instances = table.instances()
-    state = Text(f"{title}: {counted(instances)}; Ctrl-C ends", style="dim")
-    if table.stale is not None:
-        state = Text(
-            f"discovery is away, this is what was last seen: {one_line(table.stale)}", style="yellow"
-        )
-    return Group(*([tree(instances)] if instances else []), state)
-
-
-def counted(instances: Iterable[Instance]) -> str:
-    instances = list(instances)
-    endpoints = len({one.endpoint_id for one in instances})
-    draining = sum(one.phase is Phase.DRAINING for one in instances)
-    tail = f", {draining} draining" if draining else ""
-    return f"{_plural(endpoints, 'endpoint')}, {_plural(len(instances), 'instance')}{tail}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def tree(instances: Iterable[Instance]) -> Group:
-    """Namespace, component, endpoint, and the instances in columns that line up through the whole tree."""
-    from rich.console import Group
-    from rich.text import Text
-    from rich.tree import Tree
-
-    instances = list(instances)
-    id_width = max(len(str(one.instance_id)) for one in instances)
-    name_width = max(len(one.name or "") for one in instances)
-    roots: list[Tree] = []
-    namespaces: dict[str, Tree] = {}
-    components: dict[tuple[str, str], Tree] = {}
-    endpoints: dict[EndpointId, Tree] = {}
-    for one in instances:
-        if (root := namespaces.get(one.namespace)) is None:
-            root = namespaces[one.namespace] = Tree(Text(one.namespace, style="bold"), guide_style="dim")
-            roots.append(root)
-        if (component := components.get((one.namespace, one.component))) is None:
-            component = components[one.namespace, one.component] = root.add(Text(one.component))
-        if (endpoint := endpoints.get(one.endpoint_id)) is None:
-            endpoint = endpoints[one.endpoint_id] = component.add(Text(one.endpoint, style="cyan"))
-        name = f"{one_line(one.name or ''):{name_width}}  " if name_width else ""
-        ready = one.phase is Phase.READY
-        endpoint.add(
-            Text.assemble(
-                (f"{one.phase.value:8}  ", "green" if ready else "yellow"),
-                name,
-                (f"{one.instance_id:<{id_width}}  ", "dim"),
-                _brief(one.addresses),
-                overflow="fold",
-            )
-        )
-    return Group(*roots)

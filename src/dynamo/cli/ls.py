@@ -16,7 +16,12 @@ Examples:
   dynamo ls demo.backend                 one component
   dynamo ls '*.backend' --json           as JSON, for programs
   dynamo ls --watch                      as it changes, until Ctrl-C
-  dynamo ls | grep draining              one line an instance: endpoint, id, phase, name, addresses
+  dynamo ls | grep draining              one line an instance, with tabs between its fields
+
+\b
+The fields of a line: endpoint, id, phase, name, addresses, age in seconds, requests; - is unknown.
+Requests are known of processes that have a status server (DYN_SYSTEM_PORT): all are asked at once,
+for a second at most, and again every two seconds with --watch.
 """,
 )
 @click.argument("path", required=False)
