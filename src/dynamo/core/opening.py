@@ -14,7 +14,7 @@ from attrs import evolve
 
 from dynamo.core import registry
 from dynamo.core.config import Settings
-from dynamo.core.errors import ClosedError, ConfigError, DynamoError, UnavailableError
+from dynamo.core.errors import ClosedError, ConfigError, DynamoError, MissingExtraError, UnavailableError
 from dynamo.core.health import Health, Status
 from dynamo.core.late import OpeningPlane
 from dynamo.core.lifetime import Held, Wait, backoff, patiently
@@ -47,10 +47,11 @@ def check_adapters(settings: Settings) -> None:
     try:
         registry.discovery.factory(scheme, settings)
     except ConfigError as error:
-        if scheme in registry.discovery.schemes():
+        if scheme in registry.discovery.schemes() and not isinstance(error, MissingExtraError):
             raise
         default = "" if settings.is_set("discovery_backend") else " (the default)"
-        raise ConfigError(f"{error}{default}; without a server there are {SERVERLESS}") from error
+        kind = MissingExtraError if isinstance(error, MissingExtraError) else ConfigError
+        raise kind(f"{error}{default}; without a server there are {SERVERLESS}") from error
     registry.request_plane.factory(scheme_of(settings.request_plane), settings)
 
 
