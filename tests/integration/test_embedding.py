@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from dynamo.core import registry
+from dynamo.core.errors import MissingExtraError
 from dynamo.runtime import (
     ClosedError,
     ConfigError,
@@ -258,7 +260,7 @@ async def test_handled_signals_are_given_back() -> None:
     "options, says",
     [
         ({"discovery": "memm"}, "did you mean 'mem'"),
-        ({"discovery": "kv_store"}, "mem (one process), file (one host) or static"),
+        ({"discovery": "consul"}, "mem (one process), file (one host) or static"),
         ({"request_plane": "carrier-pigeon"}, "carrier-pigeon"),
         ({"response_plane": "quic"}, "quic"),
         ({"discovery": "mem", "discovery_backend": "mem"}, "two names of one option"),
@@ -272,14 +274,15 @@ def test_a_bad_option_is_refused_at_construction(options: dict[str, str], says: 
     assert says in str(raised.value)
 
 
-def test_the_default_backend_without_its_adapter_points_at_those_without_a_server(
+def test_the_default_backend_without_its_packages_points_at_those_without_a_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("DYN_DISCOVERY_BACKEND", raising=False)
-    monkeypatch.setattr(
-        "dynamo.core.registry.Registry.schemes", lambda self: ["file", "mem", "static", "tcp"]
-    )
-    with pytest.raises(ConfigError, match=r"'etcd'.*\(the default\).*mem \(one process\)"):
+    monkeypatch.setattr(registry.discovery, "_factories", {})
+    for name in [name for name in sys.modules if name.startswith("dynamo.adapters.discovery.etcd")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(MissingExtraError, match=r"'grpc'.*\[etcd\].*\(the default\).*mem \(one process\)"):
         DistributedRuntime()
 
 
