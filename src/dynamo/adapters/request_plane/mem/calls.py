@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 class Outgoing(End, OutgoingCall):
     """The caller's end."""
 
+    _answered = False
+    _peer: Incoming | None = None
+
     def __init__(self, plane: MemRequestPlane, server: MemServer | None) -> None:
         super().__init__(plane, plane if server is None else server.plane)
-        self._answered = False
-        self._worker: Incoming | None = None
         plane.calls.add(self)
 
     def start(self, server: MemServer, request: Request, instance_id: int, incarnation: int) -> None:
         """Send the request to ``server``."""
-        self._peer = self._worker = worker = Incoming(server, self, request)
+        self._peer = worker = Incoming(server, self, request)
         self._output_over = request.end
         self._post(lambda _: worker.open(instance_id, incarnation))
 
@@ -34,10 +35,10 @@ class Outgoing(End, OutgoingCall):
 
     @property
     def answered(self) -> bool:
-        return self._answered
+        return self._answered or self._received > 0 or bool(self._inbox)
 
     def stop(self) -> None:
-        if (worker := self._worker) is not None and not self._input_over:
+        if (worker := self._peer) is not None and not self._input_over:
             self._post(lambda _: worker.cancel(None))
 
     def kill(self) -> None:
@@ -47,22 +48,19 @@ class Outgoing(End, OutgoingCall):
         """Cancel the worker; the call ends here with ``error``."""
         if not self.ended:
             self._close(error, keep=False)
-            if (worker := self._worker) is not None:
+            if (worker := self._peer) is not None:
                 self._post(lambda _: worker.cancel(error))
 
     def break_off(self, reason: str) -> None:
         arrived = self._received + len(self._inbox)
         self._close(StreamBrokenError(f"{reason}, after {arrived} items", received=arrived), keep=True)
 
-    def _arrive(self, payload: Payload) -> None:
-        self._answered = True
-        super()._arrive(payload)
-
     def _end_input(self, error: DynamoError | None) -> None:
         if error is not None and error.retry is Retry.SAFE and (self._received or self._inbox):
             error.retry = Retry.UNKNOWN  # a handler had started
         self._answered = True
         self._close(error, keep=True)
+        self._peer = None
 
     def _close(self, error: DynamoError | None, *, keep: bool) -> None:
         super()._close(error, keep=keep)
@@ -72,11 +70,12 @@ class Outgoing(End, OutgoingCall):
 class Incoming(End, IncomingCall):
     """The worker's end."""
 
+    on_cancel: Callable[[bool], None] | None = None
+    _stopped = _killed = False
+
     def __init__(self, server: MemServer, caller: Outgoing, request: Request) -> None:
         super().__init__(server.plane, caller.plane)
         self._server, self._peer, self.request = server, caller, request
-        self.on_cancel: Callable[[bool], None] | None = None
-        self._stopped = self._killed = False
         self._input_over = request.end
 
     def open(self, instance_id: int, incarnation: int) -> None:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 ITEM_COST = 64  # bytes that an item costs beyond its length, so that empty ones are bounded too
 
-Message: TypeAlias = "Callable[[End], None]"
+Message: TypeAlias = "Callable[[End], None] | bytes | None"
+"""What is told to the peer: most often an item, None for a clean end of the items, else what to do there."""
+
+_NOTHING_QUEUED: deque[tuple[Payload | None, bool]] = deque(maxlen=0)
 
 
 def cost_of(payload: Payload) -> int:
@@ -97,44 +100,52 @@ class Budget:
 class End(Channel):
     """It touches its own state only, on its own loop; the peer is reached by ``_post``."""
 
+    _peer: End | None = None
+    _owed = 0  # credit of items taken; goes back when it is much, or the reader waits
+    _scheduled = False
+    _queued = _NOTHING_QUEUED  # what the window does not let through; (None, True) is the end alone
+    _announced = False  # the first of them, as larger than the window
+    _output_over = False
+    _failure: DynamoError | None = None
+    _writable: asyncio.Future[None] | None = None
+    _received = 0
+    _asking = False  # the reader wants an item and none is here
+    promised = 0  # what the announced item needs beyond the window
+    _held = 0  # what it got of the budget
+    _input_over = False
+    _error: DynamoError | None = None
+    _readable: asyncio.Future[None] | None = None
+
     def __init__(self, plane: MemRequestPlane, other: MemRequestPlane) -> None:
-        self.plane, self._loop, self._budget = plane, plane.loop, plane.budget
-        self._limit = min(plane.capability.max_message_bytes, other.capability.max_message_bytes)
-        self._peer: End | None = None
+        self.plane, self._loop = plane, plane.loop
+        self._limit = min(plane.max_message_bytes, other.max_message_bytes)
         self._outbox: list[Message] = []
-        self._owed = 0  # credit of items taken, goes back with the outbox
-        self._scheduled = False
-        # Sending: what the window does not let through waits in `_queued`; (None, True) is the end alone.
-        self._peer_window = self._credit = other.capability.window_bytes
-        self._queued: deque[tuple[Payload | None, bool]] = deque()
-        self._announced = False  # the first of them, as larger than the window
-        self._output_over = False
-        self._failure: DynamoError | None = None
-        self._writable: asyncio.Future[None] | None = None
-        # Receiving.
-        self._window = plane.capability.window_bytes
+        self._peer_window = self._credit = other.window_bytes
+        self._window = plane.window_bytes
         self._inbox: deque[Payload] = deque()
-        self._received = 0
-        self._asking = False  # the reader wants an item and none is here
-        self.promised = 0  # what the announced item needs beyond the window
-        self._held = 0  # what it got of the budget
-        self._input_over = False
-        self._error: DynamoError | None = None
-        self._readable: asyncio.Future[None] | None = None
 
     def send(self, payload: Payload, *, end: bool = False) -> bool:
+        if (
+            type(payload) is bytes
+            and (size := len(payload)) <= self._limit
+            and (credit := self._credit - size - ITEM_COST) >= 0
+            and not self._queued
+            and not self._output_over
+        ):
+            self._output_over = end
+            self._credit = credit
+            self._transmit(payload, end)
+            return self._has_room
         check_size(payload, self._limit)
         if not self._output_over:
             self._output_over = end
-            self._queued.append((snapshot(payload), end))
-            self._pump()
+            self._queue(snapshot(payload), end)
         return self._has_room
 
     def end(self) -> None:
         if not self._output_over:
             self._output_over = True
-            self._queued.append((None, True))
-            self._pump()
+            self._queue(None, True)
 
     @property
     def _has_room(self) -> bool:
@@ -150,11 +161,12 @@ class End(Channel):
             self._ask()
             return None
         payload = self._inbox.popleft()
-        cost = cost_of(payload)
+        cost, window = cost_of(payload), self._window
         self._received += 1
-        self._owed += min(cost, self._window)
-        self._schedule()
-        if cost > self._window:
+        self._owed += min(cost, window)
+        if 2 * self._owed > window:
+            self._schedule()
+        if cost > window:
             self._release()
         return payload
 
@@ -189,14 +201,17 @@ class End(Channel):
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._flush)
+            self.plane.flush_soon(self)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand over what was posted."""
         self._scheduled = False
         batch, self._outbox = self._outbox, []
         credit, self._owed = self._owed, 0
         if (peer := self._peer) is None:
             return
+        if self._output_over and self._input_over and not self._queued:
+            self._peer = None  # nothing more to say; the two would keep each other for the garbage collector
         if peer._loop is self._loop:
             peer._deliver(batch, credit)
             return
@@ -209,9 +224,20 @@ class End(Channel):
         if credit:
             self._credited(credit)
         for message in batch:
-            message(self)
+            if isinstance(message, bytes):
+                self._arrive(message)
+            elif message is None:
+                self._end_input(None)
+            else:
+                message(self)
 
     # Sending, as the window allows.
+
+    def _queue(self, payload: Payload | None, end: bool) -> None:
+        if self._queued is _NOTHING_QUEUED:
+            self._queued = deque()
+        self._queued.append((payload, end))
+        self._pump()
 
     def _pump(self) -> None:
         while self._queued:
@@ -231,11 +257,13 @@ class End(Channel):
         self._post(lambda peer: peer._promise(size))
 
     def _transmit(self, payload: Payload | None, end: bool) -> None:
-        if payload is not None:
+        if type(payload) is memoryview:
             self._post(lambda peer: peer._arrive(payload))
+        elif payload is not None:
+            self._post(payload)
         if end:
             failure = self._failure
-            self._post(lambda peer: peer._end_input(failure))
+            self._post(None if failure is None else lambda peer: peer._end_input(failure))
 
     def _credited(self, size: int) -> None:
         self._credit += size
@@ -257,8 +285,10 @@ class End(Channel):
 
     def _ask(self) -> None:
         self._asking = True
+        if self._owed:
+            self._schedule()
         if self.promised:
-            self._budget.ask(self)
+            self.plane.budget.ask(self)
 
     def _promise(self, size: int) -> None:
         if not self._input_over:
@@ -274,21 +304,23 @@ class End(Channel):
 
     def _release(self) -> None:
         held, self._held = self._held, 0
-        self._budget.give_back(held)
+        self.plane.budget.give_back(held)
 
     def _close(self, error: DynamoError | None, *, keep: bool) -> None:
         """End both directions; with ``keep`` what arrived can still be taken, and a clean end stays one."""
         self._output_over = True
-        self._queued.clear()
+        if self._queued:
+            self._queued.clear()
         wake(self._writable)
         if not (keep and self._input_over):
             self._input_over, self._error = True, error
             wake(self._readable)
         if not keep:
             self._inbox.clear()
-        self._budget.forget(self)
-        self.promised = 0
-        if not any(cost_of(payload) > self._window for payload in self._inbox):
+        if self.promised:
+            self.plane.budget.forget(self)
+            self.promised = 0
+        if self._held and not any(cost_of(payload) > self._window for payload in self._inbox):
             self._release()
 
 

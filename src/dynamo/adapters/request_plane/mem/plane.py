@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from dynamo.adapters.request_plane.mem.calls import Incoming, Outgoing
-from dynamo.adapters.request_plane.mem.end import Budget, check_size, cost_of, snapshot
+from dynamo.adapters.request_plane.mem.end import Budget, End, check_size, cost_of, snapshot
 from dynamo.core.config import Settings
 from dynamo.core.errors import (
     ClosedError,
@@ -103,6 +103,7 @@ class MemRequestPlane(RequestPlane):
         self.loop, self.budget, self.calls = loop, Budget(settings.receive_budget_bytes), set[Outgoing]()
         self._name, self._closed = name, False
         self._servers: set[MemServer] = set()
+        self._posting: list[End] = []
         self.window_bytes, self.max_message_bytes = settings.window_bytes, settings.max_message_bytes
         self._capability = Capability(
             schemes=("mem",),
@@ -171,6 +172,17 @@ class MemRequestPlane(RequestPlane):
         if address in _servers:
             return Health(status=Status.UP, detail=f"{address} is served in this process")
         return Health(status=Status.DOWN, detail=f"nobody serves {address} in this process")
+
+    def flush_soon(self, end: End) -> None:
+        """Once in this tick, for all ends that have something to hand over."""
+        if not self._posting:
+            self.loop.call_soon(self._flush)
+        self._posting.append(end)
+
+    def _flush(self) -> None:
+        posting, self._posting = self._posting, []
+        for end in posting:
+            end.flush()
 
     def _check_open(self) -> None:
         if self._closed:
