@@ -37,6 +37,10 @@ toc_object_entries_show_parents = "hide"
 maximum_signature_line_length = 88
 python_display_short_literal_types = True
 
+highlight_language = "none"  # a block that names no language is no Python
+
+pygments_dark_style = "github-dark"  # furo's own underlines module names, as if they were links
+
 html_theme = "furo"
 html_title = f"dynamo-runtime-py {release}"
 html_static_path = ["_static"]

@@ -13,7 +13,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 from dynamo.cli.app import dynamo
 
-COLUMNS = 96  # click's help may grow to 100; this fits the page
+COLUMNS = 100  # as wide as the command's help grows
 
 
 def helps() -> Iterator[tuple[str, str]]:

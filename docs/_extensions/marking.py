@@ -23,14 +23,13 @@ def paragraph(text: str) -> nodes.paragraph:
     return nodes.paragraph(text, "", *inline(text))
 
 
-def table(titles: list[str], rows: list[nodes.row], *classes: str) -> nodes.table:
-    """A table with a head; its columns are as wide as what is in them."""
-    head = row(*[[nodes.paragraph(title, title)] for title in titles])
+def table(titles: list[str], rows: list[nodes.row], kind: str, widths: tuple[int, ...]) -> nodes.table:
+    """A table with a head; ``widths`` are in percent."""
     group = nodes.tgroup("", cols=len(titles))
-    group.extend(nodes.colspec(colwidth=1) for _ in titles)
-    group += nodes.thead("", head)
+    group.extend(nodes.colspec(colwidth=width) for width in widths)
+    group += nodes.thead("", row(*[[nodes.paragraph(title, title)] for title in titles]))
     group += nodes.tbody("", *rows)
-    return nodes.table("", group, classes=["from-code", *classes])
+    return nodes.table("", group, classes=["from-code", kind, "colwidths-given"])
 
 
 def row(*cells: list[nodes.Node], ids: tuple[str, ...] = ()) -> nodes.row:

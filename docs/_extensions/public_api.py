@@ -6,8 +6,10 @@ order. What no page asks for ends the build: a new name appears by itself, or so
 
 from __future__ import annotations
 
+import enum
 import importlib
 import re
+from types import MemberDescriptorType
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -86,7 +88,7 @@ class Invariants(SphinxDirective):
         ]
         if not rows:
             raise self.error(f"{self.arguments[0]} lists no invariants")
-        return [table(["", "What holds"], rows, "invariants")]
+        return [table(["", "What holds"], rows, "invariants", widths=(8, 92))]
 
 
 def hide_constructor(
@@ -109,6 +111,12 @@ def tidy(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: lis
 
 ERRORS = [name for name in dynamo.runtime.__all__ if name.endswith("Error")]
 ERROR = re.compile(rf"(?<![\w.`])({'|'.join(ERRORS)})(?![\w`])")
+
+
+def skip(app: Sphinx, what: str, name: str, value: Any, skipped: bool, options: Any) -> bool | None:
+    """A field that nobody described is in the signature, or is nobody's business."""
+    described = callable(value) or isinstance(value, (property, enum.Enum)) or getattr(value, "__doc__", None)
+    return None if described and not isinstance(value, MemberDescriptorType) else True
 
 
 def resolve(
@@ -144,6 +152,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     """Tell Sphinx of the directives and of what autodoc gets wrong."""
     app.add_directive("public", Public)
     app.add_directive("invariants", Invariants)
+    app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-signature", hide_constructor)
     app.connect("autodoc-process-docstring", tidy)
     app.connect("missing-reference", resolve)

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 from docutils import nodes
-from marking import inline, paragraph, row, table
+from marking import paragraph, row, table
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
@@ -86,18 +86,21 @@ class SettingsTable(SphinxDirective):
             for name, anchor in zip(variable.names, ids, strict=True):
                 standard.note_object("envvar", name, anchor)
             also = [paragraph(f"also ``{name}``") for name in others]
-            default = inline(f"``{variable.default}``") if variable.default else [nodes.Text("none")]
+            default = f"``{variable.default}``" if variable.default else "none"
             rows.append(
                 row(
-                    [nodes.paragraph("", "", nodes.literal(first, first, classes=["here"])), *also],
-                    [nodes.paragraph("", "", *default)],
-                    [paragraph(variable.unit)],
-                    [paragraph(f"``{variable.option}``")],
+                    [
+                        nodes.paragraph("", "", nodes.literal(first, first, classes=["here"])),
+                        *also,
+                        paragraph(f"``{variable.option}=``"),
+                    ],
+                    [paragraph(default), paragraph(variable.unit)],
                     [paragraph(variable.meaning)],
                     ids=ids,
                 )
             )
-        return [table(["Variable", "Default", "Value", "Keyword", "Meaning"], rows, "settings")]
+        titles = ["Variable, keyword", "Default, value", "Meaning"]
+        return [table(titles, rows, "settings", widths=(42, 18, 40))]
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
