@@ -18,7 +18,8 @@ from matrix.deployment import Deployment, Pair, ProcessWorker, deployed, pairs
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
-    pytest.mark.parametrize("pair", pairs(lambda pair: pair.separate)),
+    # etcd has chaos of its own, and what a worker's death does to calls is the plane's and the core's
+    pytest.mark.parametrize("pair", pairs(lambda pair: pair.separate and pair.discovery != "etcd")),
 ]
 
 Tell = Callable[[object], None]

@@ -21,6 +21,7 @@ import attrs
 import pytest
 from attrs import frozen
 
+import etcd_server
 from dynamo.core import registry
 from dynamo.core.config import Settings
 from dynamo.core.ports import discovery, request_plane
@@ -87,6 +88,10 @@ def backend(scheme: str, folder: Path, addresses: Iterable[str]) -> dict[str, An
     match scheme:
         case "mem":
             return {"discovery_backend": f"mem://{uuid.uuid4().hex}"}
+        case "etcd" | "kv_store":
+            server = etcd_server.shared()
+            server.empty()
+            return {"discovery_backend": "etcd", "etcd_endpoints": server.url, "etcd_lease_ttl": 2}
         case "file":
             return {"discovery_backend": "file", "file_kv": str(folder / "store")}
         case "static":
