@@ -130,10 +130,14 @@ def soak(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """This library beside Dynamo's wheel, grpc.aio and a bare protocol; meant for a quiet machine.
 
-    `nox -s bench -- full` measures all shapes, and runs the other programs of benchmarks/ too.
+    `nox -s bench -- full` measures all shapes, and runs all programs of benchmarks/; see its README.
     """
     python, wheel = dev(session), environment(session, "dynamo", [], "bench-dynamo")
     session.run(python, "benchmarks/request_plane.py", "--wheel", wheel, *session.posargs)
+    session.run(python, "benchmarks/routing.py")
+    if "full" in session.posargs:
+        session.run(python, "benchmarks/cancellation.py")
+        session.run(python, "benchmarks/limits.py")
 
 
 @nox.session(default=False)

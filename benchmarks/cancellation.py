@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.util import find_spec
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from processes import LOOPS, default_loop, environment, loop_factory, process, python, until_told, where
+
 from dynamo.runtime import Client, Context, DistributedRuntime
 
-COMPONENT = "bench.cancellation"
+ENDPOINTS = tuple(f"bench.cancellation.{name}" for name in ("linger", "chatter", "cancelled_at"))
 TRANSPORTS = ("mem", "tcp", "unix")
 BUSY_STREAMS = 32
 BOUND_S = 30.0  # for what must come at all
@@ -62,18 +58,15 @@ class Worker:
     @asynccontextmanager
     async def serving(self, runtime: DistributedRuntime) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            for handler in (self.linger, self.chatter, self.cancelled_at):
-                endpoint = runtime.endpoint(f"{COMPONENT}.{handler.__name__}")
-                await stack.enter_async_context(endpoint.serve(handler))
+            handlers = (self.linger, self.chatter, self.cancelled_at)
+            for path, handler in zip(ENDPOINTS, handlers, strict=True):
+                await stack.enter_async_context(runtime.endpoint(path).serve(handler))
             yield
 
 
 async def serve() -> None:
-    stopped = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     async with DistributedRuntime.from_env() as runtime, Worker().serving(runtime):
-        await stopped.wait()
-        await runtime.shutdown()
+        await until_told()
 
 
 # Ways to leave; each returns the moment at which it left.
@@ -129,10 +122,7 @@ async def measure(transport: str, calls: int) -> None:
         if transport == "mem":
             working = await stack.enter_async_context(DistributedRuntime.from_env())
             await stack.enter_async_context(Worker().serving(working))
-        linger, chatter, cancelled_at = [
-            await runtime.endpoint(f"{COMPONENT}.{name}").client()
-            for name in ("linger", "chatter", "cancelled_at")
-        ]
+        linger, chatter, cancelled_at = [await runtime.endpoint(path).client() for path in ENDPOINTS]
         await cancelled_at.wait_for_instances(timeout_s=BOUND_S)
         for busy in (0, BUSY_STREAMS):
             readers = [asyncio.create_task(read_all(chatter)) for _ in range(busy)]
@@ -166,58 +156,21 @@ def show(transport: str, way: str, busy: int, taken_ms: list[float]) -> None:
     )
 
 
-def where(transport: str, folder: str) -> dict[str, str]:
-    """The environment of both processes: a static instance has no Unix socket, one that is found has."""
-    found = {"DYN_REQUEST_PLANE": "tcp", "TMPDIR": folder, "DYN_DRAIN_GRACE_S": "0"}
-    match transport:
-        case "mem":
-            return {**found, "DYN_REQUEST_PLANE": "mem", "DYN_DISCOVERY_BACKEND": "mem"}
-        case "unix":
-            return {**found, "DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": f"{folder}/store"}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    names = ("linger", "chatter", "cancelled_at")
-    declared = ";".join(f"{COMPONENT}.{name}={address}" for name in names)
-    return {**found, "DYN_DISCOVERY_BACKEND": "static", "DYN_STATIC_INSTANCES": declared}
-
-
-def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if name == "asyncio":
-        return asyncio.new_event_loop
-    import uvloop
-
-    return uvloop.new_event_loop
-
-
 def run(transport: str, loop: str, calls: int) -> None:
     """Start the worker, measure from this process, stop the worker."""
-    with tempfile.TemporaryDirectory(prefix="dynamo-bench-") as folder:
-        before = dict(os.environ)
-        os.environ.update(where(transport, folder))
-        worker: subprocess.Popen[bytes] | None = None
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyn-bench-")))
+        stack.enter_context(environment(where(transport, folder, ENDPOINTS)))
         if transport != "mem":
-            worker = subprocess.Popen([sys.executable, Path(__file__), "--loop", loop, "--worker"])
-        try:
-            with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
-                runner.run(measure(transport, calls))
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-            if worker is not None:
-                worker.terminate()
-                try:
-                    worker.wait(BOUND_S)
-                finally:
-                    worker.kill()
+            stack.enter_context(process([*python("cancellation.py"), "--loop", loop, "--worker"]))
+        with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+            runner.run(measure(transport, calls))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure how soon a handler knows that its caller has left.")
     parser.add_argument("--calls", type=int, default=300, help="left in each way")
-    parser.add_argument(
-        "--loop", choices=("asyncio", "uvloop"), default="uvloop" if find_spec("uvloop") else "asyncio"
-    )
+    parser.add_argument("--loop", choices=LOOPS, default=default_loop())
     parser.add_argument("--transport", choices=TRANSPORTS, help="one of them only")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

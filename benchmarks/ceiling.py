@@ -10,6 +10,7 @@ of raw bytes, which belong to the stream of the frame before.
 from __future__ import annotations
 
 import asyncio
+import struct
 import sys
 from abc import abstractmethod
 from collections import deque
@@ -23,6 +24,7 @@ import workload
 ITEM, END, RAW = 0, 1, 2
 BUFFER_BYTES = 256 * 1024
 IS_RAW = 1 << 31
+length_at, length_bytes = struct.Struct("<I").unpack_from, struct.Struct("<I").pack
 encode, decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder().decode
 Handler = Callable[[dict[str, Any]], AsyncIterator[Any]]
 
@@ -55,7 +57,7 @@ class Frames(asyncio.BufferedProtocol):
         self.end += nbytes
         start, end, view = self.start, self.end, self.view
         while end - start >= 4:
-            length = int.from_bytes(view[start : start + 4], "little")
+            (length,) = length_at(view, start)
             if length & IS_RAW:
                 raw = memoryview(bytearray(length - IS_RAW))
                 start += 4
@@ -90,11 +92,11 @@ class Frames(asyncio.BufferedProtocol):
         body = encode(message)
         if not self.out:
             self.loop.call_soon(self.flush)
-        self.out += (len(body).to_bytes(4, "little"), body)
+        self.out += (length_bytes(len(body)), body)
 
     def send_raw(self, raw: bytes) -> None:
         self.flush()
-        self.transport.writelines(((len(raw) | IS_RAW).to_bytes(4, "little"), raw))
+        self.transport.writelines((length_bytes(len(raw) | IS_RAW), raw))
 
     def flush(self) -> None:
         if self.out:
@@ -177,7 +179,7 @@ class Caller(Frames):
         return answer
 
 
-class Calls:
+class Calls(workload.Calls):
     def __init__(self, caller: Caller, port: int) -> None:
         self.caller, self.port = caller, port
 

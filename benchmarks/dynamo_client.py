@@ -12,10 +12,10 @@ from typing import Any
 import uvloop
 import workload
 
-from dynamo.runtime import Client, Context, DistributedRuntime, dynamo_worker
+from dynamo.runtime import Client, DistributedRuntime, dynamo_worker
 
 
-class Calls:
+class Calls(workload.Calls):
     def __init__(self, generate: Client, block: Client, linger: Client) -> None:
         self.generate, self.block, self.linger = generate, block, linger
 
@@ -32,10 +32,8 @@ class Calls:
         return received
 
     async def leave(self) -> None:
-        context = Context()
-        items = await self.linger.generate(None, annotated=False, context=context)
-        await anext(items)
-        context.stop_generating()
+        items = await self.linger.generate(None, annotated=False)
+        await anext(items)  # dropping the last reference then kills
 
     async def hold(self) -> workload.Close:
         held = [await self.linger.generate(None, annotated=False)]

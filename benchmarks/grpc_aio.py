@@ -53,7 +53,7 @@ async def serve(port: int) -> None:
     await server.wait_for_termination()
 
 
-class Calls:
+class Calls(workload.Calls):
     def __init__(self, channel: grpc.aio.Channel, port: int) -> None:
         self._port = port
         self._generate, self._block, self._linger = (

@@ -10,25 +10,33 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import platform
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
+from processes import (
+    LOOPS,
+    default_loop,
+    environment,
+    loop_factory,
+    process,
+    python,
+    setting,
+    until_told,
+    where,
+    write_json,
+)
 
 from dynamo.runtime import Client, DistributedRuntime
 
 TRANSPORTS = ("mem", "tcp", "unix", "tls")
+ENDPOINTS = ("bench.limits.give", "bench.limits.count", "bench.limits.tick")
 OUTPUT = Path("build/bench/limits.json")
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 WINDOW, ITEM_COST = 256 * KIB, 64  # DYN_WINDOW_BYTES by default, and what an item costs beside its length
@@ -64,11 +72,9 @@ class Worker:
 
     @asynccontextmanager
     async def serving(self, runtime: DistributedRuntime) -> AsyncIterator[None]:
-        async with (
-            runtime.endpoint("bench.limits.give").serve(self.give),
-            runtime.endpoint("bench.limits.count").serve(self.count),
-            runtime.endpoint("bench.limits.tick").serve(self.tick),
-        ):
+        async with AsyncExitStack() as stack:
+            for path, handler in zip(ENDPOINTS, (self.give, self.count, self.tick), strict=True):
+                await stack.enter_async_context(runtime.endpoint(path).serve(handler))
             yield
 
 
@@ -82,9 +88,7 @@ class Caller:
     @classmethod
     @asynccontextmanager
     async def of(cls, runtime: DistributedRuntime, worker_pid: int) -> AsyncIterator[Caller]:
-        clients = [
-            await runtime.endpoint(f"bench.limits.{name}").client() for name in ("give", "count", "tick")
-        ]
+        clients = [await runtime.endpoint(path).client() for path in ENDPOINTS]
         for client in clients:
             await client.wait_for_instances(timeout_s=BOUND_S)
         caller = cls(*clients, worker_pid)
@@ -147,34 +151,6 @@ class Caller:
         return alone, beside
 
 
-def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if name == "asyncio":
-        return asyncio.new_event_loop
-    import uvloop
-
-    return uvloop.new_event_loop
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def where(transport: str, folder: Path) -> dict[str, str]:
-    """The environment of both sides: a static instance has no Unix socket, one that is found has."""
-    if transport == "mem":
-        return {"DYN_DISCOVERY_BACKEND": "mem", "DYN_REQUEST_PLANE": "mem"}
-    if transport == "unix":
-        found = {"DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": str(folder / "store")}
-        return {**found, "DYN_REQUEST_PLANE": "tcp", "TMPDIR": str(folder)}
-    address = f"{'tcps' if transport == 'tls' else 'tcp'}://127.0.0.1:{free_port()}"
-    endpoints = (f"bench.limits.{name}={address}" for name in ("give", "count", "tick"))
-    declared = {"DYN_DISCOVERY_BACKEND": "static", "DYN_STATIC_INSTANCES": ";".join(endpoints)}
-    return {**declared, "DYN_REQUEST_PLANE": "tcp", **(certificates(folder) if transport == "tls" else {})}
-
-
 def certificates(folder: Path) -> dict[str, str]:
     import trustme
 
@@ -190,34 +166,21 @@ def certificates(folder: Path) -> dict[str, str]:
 
 
 async def work() -> None:
-    async with DistributedRuntime(handle_signals=True) as runtime, Worker().serving(runtime):
-        await asyncio.to_thread(sys.stdin.read)
-
-
-@contextmanager
-def worker_process(loop: str) -> Iterator[int]:
-    command = [sys.executable, __file__, "--loop", loop, "--worker"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as worker:
-        try:
-            yield worker.pid
-            assert worker.stdin is not None
-            worker.stdin.close()
-            worker.wait(BOUND_S)
-        finally:
-            worker.kill()
+    async with DistributedRuntime() as runtime, Worker().serving(runtime):
+        await until_told()
 
 
 @asynccontextmanager
 async def deployed(transport: str, loop: str) -> AsyncIterator[Caller]:
-    with ExitStack() as stack:
-        pid = os.getpid() if transport == "mem" else stack.enter_context(worker_process(loop))
-        async with DistributedRuntime() as runtime:
-            if transport != "mem":
-                async with Caller.of(runtime, pid) as caller:
-                    yield caller
-                return
-            async with Worker().serving(runtime), Caller.of(runtime, pid) as caller:
-                yield caller
+    async with AsyncExitStack() as stack:
+        if transport == "mem":
+            runtime = await stack.enter_async_context(DistributedRuntime())
+            await stack.enter_async_context(Worker().serving(runtime))
+            pid = os.getpid()
+        else:
+            pid = stack.enter_context(process([*python("limits.py"), "--loop", loop, "--worker"])).pid
+            runtime = await stack.enter_async_context(DistributedRuntime())
+        yield await stack.enter_async_context(Caller.of(runtime, pid))
 
 
 async def measure(transport: str, loop: str, rounds: int) -> list[dict[str, Any]]:
@@ -255,22 +218,19 @@ async def measure(transport: str, loop: str, rounds: int) -> list[dict[str, Any]
 
 
 def run(transport: str, loop: str, rounds: int) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory(prefix="dynamo-bench-") as folder:
-        before = dict(os.environ)
-        os.environ.update(where(transport, Path(folder)))
-        try:
-            with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
-                return runner.run(measure(transport, loop, rounds))
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+    with tempfile.TemporaryDirectory(prefix="dyn-bench-") as name:
+        folder = Path(name)
+        secured = certificates(folder) if transport == "tls" else {}
+        with (
+            environment({**where(transport, folder, ENDPOINTS), **secured}),
+            asyncio.Runner(loop_factory=loop_factory(loop)) as runner,
+        ):
+            return runner.run(measure(transport, loop, rounds))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the bounds of memory and delay.")
-    parser.add_argument(
-        "--loop", choices=("asyncio", "uvloop"), default="uvloop" if find_spec("uvloop") else "asyncio"
-    )
+    parser.add_argument("--loop", choices=LOOPS, default=default_loop())
     parser.add_argument("--transport", choices=TRANSPORTS, help="one of them only")
     parser.add_argument("--rounds", type=int, default=64, help="items of 16 MiB beside small ones")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -279,23 +239,15 @@ def main() -> None:
         with asyncio.Runner(loop_factory=loop_factory(options.loop)) as runner:
             runner.run(work())
         return
-    setting = {
-        "python": platform.python_version(),
-        "loop": options.loop,
-        "codec": "msgspec" if find_spec("msgspec") else "msgpack",
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-    }
-    print(", ".join(f"{name} {value}" for name, value in setting.items()))
+    about = setting(loop=options.loop)
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
     rows: list[dict[str, Any]] = []
     for transport in (options.transport,) if options.transport else TRANSPORTS:
         if transport == "tls" and not find_spec("trustme"):
             print("tls       left out: no trustme")
             continue
         rows += run(transport, options.loop, options.rounds)
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps({**setting, "rows": rows}, indent=2) + "\n")
-    print(f"written to {OUTPUT}")
+    write_json(OUTPUT, {**about, "rows": rows})
 
 
 if __name__ == "__main__":

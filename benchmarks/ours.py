@@ -43,7 +43,7 @@ HANDLERS: dict[str, Any] = {
 }
 
 
-class Calls:
+class Calls(workload.Calls):
     def __init__(self, generate: Client, block: Client, linger: Client, echo: Client) -> None:
         self.generate, self.block, self.linger, self._echo = generate, block, linger, echo
 

@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -67,9 +69,10 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 def setting(**more: Any) -> dict[str, Any]:
     """What a reader must know beside the figures."""
+    packages = ("uvloop", "msgspec", "msgpack", "grpcio")
     return {
         "python": platform.python_version(),
-        "codec": "msgspec" if find_spec("msgspec") else "msgpack",
+        **{name: version(name) for name in packages if find_spec(name.replace("grpcio", "grpc"))},
         "cpus": os.cpu_count(),
         "machine": platform.machine(),
         **more,
@@ -84,7 +87,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def process(
-    command: Sequence[str | Path], env: Mapping[str, str], log: IO[bytes] | int, **pipes: Any
+    command: Sequence[str], env: Mapping[str, str] = {}, log: IO[bytes] | int | None = None, **pipes: Any
 ) -> Iterator[subprocess.Popen[str]]:
     """A process that is told to end, and does, when the block is left."""
     started = subprocess.Popen(command, env={**os.environ, **env}, stderr=log, text=True, **pipes)
@@ -99,6 +102,13 @@ def process(
             started.wait()
 
 
+async def until_told() -> None:
+    """Wait in a worker until ``process`` tells it to end."""
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    await told.wait()
+
+
 class ProgramError(Exception):
     """A program of a measurement ended, or said nothing for too long."""
 
@@ -110,6 +120,7 @@ class Program:
         self._name, self._process, self._log = name, started, log
 
     def ready(self) -> None:
+        """Wait until it has been answered by its server."""
         self._answer(START_S)
 
     def run(self, options: Mapping[str, Any], bound_s: float) -> dict[str, Any]:

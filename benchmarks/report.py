@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 
+RUN = "run"
+OUTPUT = Path("build/bench/request_plane.json")
 Key = tuple[str, str, str]  # shape, system, metric
 
 
@@ -29,17 +32,20 @@ Values = Mapping[Key, Value]
 
 @attrs.frozen
 class Target:
-    """``system`` should have ``at_least`` so many times what ``other`` has, or at most."""
+    """``system`` should have ``at_least`` so many times what ``other`` has, or at most; without ``other`` as
+    such."""
 
     shape: str
     metric: str
-    other: str
+    other: str | None
     at_least: float | None = None
     at_most: float | None = None
     system: str = "ours tcp"
 
     def ratio(self, values: Values) -> float | None:
         mine = values.get((self.shape, self.system, self.metric))
+        if self.other is None:
+            return mine.median if mine else None
         others = values.get((self.shape, self.other, self.metric))
         return mine.median / others.median if mine and others and others.median else None
 
@@ -90,7 +96,12 @@ TARGETS = (
     Target("1 x 100", "items/s", "ours tcp", at_least=1.5, system="ours unix"),
     Target("1 x 100 sleep(0)", "items/s", "ours tcp", at_least=1.5, system="ours unix"),
     *(
-        Target(shape, metric, "ours tcp", at_least=1, system="ours mem")
+        Target("idle 10000", "resident MiB", None, at_most=1024, system=system)
+        for system in ("ours tcp", "ours unix", "ours mem")
+    ),
+    *(
+        Target(shape, metric, other, at_least=1, system="ours mem")
+        for other in ("ours tcp", "ours tcp solo")
         for shape, metric in (
             ("1 x 1", "requests/s"),
             ("64 x 1", "requests/s"),
@@ -131,9 +142,10 @@ def verdicts(values: Values) -> list[list[str]]:
     for target in TARGETS:
         ratio = target.ratio(values)
         if ratio is not None:
+            missed = "below" if target.at_least is not None else "above"
             lines.append([
-                target.shape, target.metric, target.system, target.other, target.wanted, f"{ratio:.3g}",
-                "ok" if target.met(ratio) else "below" if target.at_least is not None else "above",
+                target.shape, target.metric, target.system, target.other or "-", target.wanted,
+                f"{ratio:.3g}", "ok" if target.met(ratio) else missed,
             ])  # fmt: skip
     return lines
 
@@ -145,9 +157,23 @@ def show(lines: list[list[str]]) -> None:
     print(flush=True)
 
 
-def as_rows(values: Values) -> list[dict[str, Any]]:
-    return [
+def as_rows(values: Values, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the output holds: first what was run, as a shape of its own."""
+    return [{"shape": RUN, "system": "", "metric": name, "value": value} for name, value in about.items()] + [
         {"shape": shape, "system": system, "metric": metric, "value": value.median, "low": value.low,
          "high": value.high}
         for (shape, system, metric), value in values.items()
     ]  # fmt: skip
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[Key, Value], dict[str, Any]]:
+    """``as_rows`` read back."""
+    values: dict[Key, Value] = {}
+    about: dict[str, Any] = {}
+    for row in rows:
+        if row["shape"] == RUN:
+            about[row["metric"]] = row["value"]
+        else:
+            key = row["shape"], row["system"], row["metric"]
+            values[key] = Value(row["value"], row["low"], row["high"])
+    return values, about

@@ -1,6 +1,6 @@
 """Calls and streams of this library beside Dynamo's wheel, grpc.aio and a bare protocol, in one run.
 
-    python benchmarks/request_plane.py [full] [--wheel PYTHON] [--seconds 0.8] [--rounds 5]
+    python benchmarks/request_plane.py [full] [--wheel PYTHON] [--seconds 0.45] [--rounds 9]
                                        [--system NAME ...] [--shape NAME ...] [--plot]
 
 Two processes a system, started once; for each shape, rounds that go from system to system, so that whatever
@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from report import Value
 from shapes import SHAPES, Shape
 from systems import Make, systems
 
-OUTPUT = Path("build/bench/request_plane.json")
 BOUND_S = 120.0  # of one load, beside its seconds
 
 
@@ -58,15 +57,18 @@ class Run:
         if not shape.apart:
             for name, program in programs.items():  # what is built on first use
                 self._load(shape, name, program, min(0.1, seconds))
+        order = deque(programs.items())
         for _ in range(min(shape.rounds or self._rounds, self._rounds)):
-            for name, program in programs.items():
+            for name, program in order:
                 for metric, value in self._load(shape, name, program, seconds).items():
                     found[name][metric].append(value)
+            order.rotate()  # nobody always runs in the wake of the same other
         for name, metrics in found.items():
             for metric, rounds in metrics.items():
                 value = Value(statistics.median(rounds), min(rounds), max(rounds))
                 self.values[shape.name, name, metric] = value
-        print(f"{shape.name}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+        whose = f" of {', '.join(programs)}" if shape.apart else ""
+        print(f"{shape.name}{whose}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
 
     def _load(self, shape: Shape, name: str, program: Program, seconds: float) -> dict[str, float]:
         if (shape.name, name) in self.failed:
@@ -82,8 +84,8 @@ class Run:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the request plane beside its peers.")
     parser.add_argument("which", nargs="?", choices=("quick", "full"), default="quick")
-    parser.add_argument("--seconds", type=float, default=0.8, help="of each round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.45, help="of each round")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--wheel", metavar="PYTHON", help="of the environment with ai-dynamo-runtime")
     parser.add_argument("--system", action="append", help="one of them only; may be given again")
     parser.add_argument("--shape", action="append", help="one of them only; may be given again")
@@ -116,7 +118,11 @@ def main() -> int:
     report.show(report.verdicts(run.values))
     for (shape, system), why in run.failed.items():
         print(f"{system} did not do {shape}: {why}")
-    write_json(OUTPUT, report.as_rows(run.values))
+    write_json(report.OUTPUT, report.as_rows(run.values, about))
+    if options.plot:
+        import plot
+
+        plot.draw(run.values)
     return 0
 
 

@@ -43,7 +43,8 @@ class System:
                 )
                 client = [*client, str(server.pid)]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            program = Program(self.name, stack.enter_context(process(client, self.env, to, **pipes)), log)
+            started = stack.enter_context(process(client, self.env, to, **pipes))
+            program = Program(self.name, started, log)
             program.ready()
             yield program
 
@@ -53,11 +54,16 @@ Make = Callable[[Path], System]
 
 def ours(transport: str) -> Make:
     def make(folder: Path) -> System:
-        env = {**where(transport, folder, ENDPOINTS), **WATCHED}
-        if transport == "mem":
-            return System("ours mem", None, [*python("ours.py"), "both"], env)
         server, client = ([*python("ours.py"), role] for role in ("server", "client"))
-        return System(f"ours {transport}", server, client, env)
+        return System(f"ours {transport}", server, client, {**where(transport, folder, ENDPOINTS), **WATCHED})
+
+    return make
+
+
+def ours_in_one_process(transport: str, name: str) -> Make:
+    def make(folder: Path) -> System:
+        env = {**where(transport, folder, ENDPOINTS), **WATCHED}
+        return System(name, None, [*python("ours.py"), "both"], env)
 
     return make
 
@@ -111,7 +117,8 @@ def systems(wheel: str | None) -> dict[str, Make]:
         "ours tcp": ours("tcp"),
         "ours spelling": ours_in_dynamos_words,
         "ours unix": ours("unix"),
-        "ours mem": ours("mem"),
+        "ours mem": ours_in_one_process("mem", "ours mem"),
+        "ours tcp solo": ours_in_one_process("tcp", "ours tcp solo"),
         "ours fallback": ours_without_extras,
         "grpc.aio": grpc_aio,
     }
