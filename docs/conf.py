@@ -22,6 +22,7 @@ extensions = [
     "public_api",
     "adapter_pages",
     "code_links",
+    "stacked_tables",
 ]
 exclude_patterns = ["_*"]
 nitpicky = True  # a reference that leads nowhere is an error under `--fail-on-warning`
