@@ -68,7 +68,8 @@ def command(
     """Send the same request many times and measure the answers."""
     import asyncio
 
-    from dynamo.cli.measuring import Load, fastest_loop
+    from dynamo.cli.loops import fastest_loop
+    from dynamo.cli.measuring import Load
 
     request = payload_of(payload, file)
     load = Load(requests=requests, concurrency=concurrency)

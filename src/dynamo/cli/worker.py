@@ -12,6 +12,7 @@ import sys
 from contextlib import AsyncExitStack
 
 from dynamo.cli.deployment import Deployment
+from dynamo.cli.loops import fastest_loop
 from dynamo.cli.options import given
 from dynamo.cli.showing import one_line
 from dynamo.core.distributed import DistributedRuntime
@@ -56,7 +57,8 @@ def _on_input(runtime: DistributedRuntime) -> None:
 def main() -> int:
     deployment, service, ready = sys.argv[1:]
     try:
-        asyncio.run(_serve(Deployment.from_text(deployment), service, int(ready)))
+        with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+            runner.run(_serve(Deployment.from_text(deployment), service, int(ready)))
     except DynamoError as error:
         print(one_line(f"{type(error).__name__}: {error}"), file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, ConfigError) else 1
