@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -35,6 +36,10 @@ class Backend:
     @endpoint
     async def pid(self) -> int:
         return os.getpid()
+
+    @endpoint
+    async def loop(self) -> str:
+        return type(asyncio.get_running_loop()).__module__
 
     @endpoint
     async def hang(self) -> AsyncIterator[str]:
@@ -117,6 +122,8 @@ def test_a_killed_worker_comes_back_and_ctrl_c_drains_all(folder: Folder) -> Non
         assert (done.returncode, done.stdout) == (0, "hi?\nthere?\n"), done.stderr
         asked = until(serving, "asked for")[-1]
         assert asked.split(" | ")[0].strip() in ("Backend/0", "Backend/1")
+        loop = folder.run("call", "demo.Backend.loop", "{}").stdout
+        assert loop.startswith("asyncio" if find_spec("uvloop") is None else "uvloop")
         first, second = map(folder.pid_of, folder.backends())
         os.kill(first, signal.SIGKILL)
         until(serving, "ended with SIGKILL; again in 0.5 s")
@@ -175,6 +182,34 @@ def test_workers_whose_supervisor_was_killed_end_by_themselves(folder: Folder) -
         assert not worker.is_running()
 
 
+def test_saved_code_replaces_the_workers_and_what_does_not_import_keeps_them(folder: Folder) -> None:
+    pytest.importorskip("watchfiles", reason="the extra file is not installed")
+    hello = folder.path / "hello.py"
+    arguments = ["serve", "hello:Backend", "--reload", "--Backend.workers=1", "--http-port=0"]
+
+    def answer() -> str:
+        done = folder.run("call", "demo.Backend.generate", '{"prompt": "one two"}')
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with started(arguments, folder.env) as serving:
+        until(serving, "up: Backend 1/1")
+        hello.write_text(HELLO.replace("yield word\n", "yield word.upper() +\n"))
+        lines = until(serving, "what runs is kept until it is mended")
+        assert "changed: hello.py" in lines[-3]
+        assert "importing hello: SyntaxError" in lines[-2]
+        assert str(hello) in lines[-2]
+        assert answer() == "one\ntwo\n"
+        (folder.path / ".venv").mkdir()
+        (folder.path / ".venv" / "other.py").touch()  # told of by the next line, if it were
+        hello.write_text(HELLO.replace("yield word\n", "yield word.upper()\n"))
+        assert "changed: hello.py" in until(serving, "changed:")[-1]
+        assert until(serving, "up: Backend 1/1")[0].endswith("restarting: Backend 1/1")
+        assert answer() == "ONE\nTWO\n"
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(timeout=BOUND_S) == 0
+
+
 def test_the_status_line_stays_on_a_terminal(folder: Folder) -> None:
     ours, theirs = pty.openpty()
     arguments = ["serve", "hello:Backend", "--Backend.workers=1"]
@@ -195,6 +230,7 @@ def test_a_dry_run_shows_the_plan_and_runs_nothing(folder: Folder) -> None:
         "Backend: 1 worker with workers='1'",
         "  demo.Backend.generate",
         "  demo.Backend.pid",
+        "  demo.Backend.loop",
         "  demo.Backend.hang",
         "Frontend: 1 worker with mark='?'",
         "  demo.Frontend.run",

@@ -26,9 +26,11 @@ class Deployment:
     overrides: tuple[str, ...] = ()
     discovery: str | None = None
     request_plane: str | None = None
+    service_name: str | None = None
+    http_port: int = 8000
     http_host: str | None = None
     http_ports: Mapping[str, int] = attrs.Factory(dict)
-    """By the service's name; those without ``@api`` routes have none."""
+    """By the service's name, once it is planned; those without ``@api`` routes have none."""
 
     def to_text(self) -> str:
         return json.dumps(attrs.asdict(self))
@@ -62,6 +64,11 @@ def load(target: str) -> type[Any]:
                 f"no module {missing!r} here: run it where {missing}.py is, and leave .py out"
             ) from error
         raise ConfigError(f"{module_name} needs the package {missing!r}, which is not installed") from error
+    except SyntaxError as error:
+        place = f"{error.filename}:{error.lineno}"
+        raise ConfigError(
+            f"importing {module_name}: {type(error).__name__}: {error.msg} ({place})"
+        ) from error
     except Exception as error:  # whatever a user's module raises
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{last.filename}:{last.lineno}"

@@ -55,14 +55,14 @@ class Printer:
         """A line of our own."""
         self._line("dynamo", text.encode())
 
-    def status(self, up: Mapping[str, tuple[int, int]], *, draining: bool) -> None:
-        """How many workers of each service serve, of how many."""
+    def status(self, up: Mapping[str, tuple[int, int]], word: str) -> None:
+        """How many workers of each service serve, of how many; ``word`` is ``up`` or what they do instead."""
         from rich.text import Text
 
         self._services = list(up)
         self._width = max(map(len, (*(f"{name}/{wanted - 1}" for name, (_, wanted) in up.items()), "dynamo")))
         counts = ", ".join(f"{name} {now}/{wanted}" for name, (now, wanted) in up.items())
-        text = f"{'draining' if draining else 'up'}: {counts}"
+        text = f"{word}: {counts}"
         if text == self._last:
             return
         self._last = text
@@ -70,7 +70,7 @@ class Printer:
             self.say(text)
         else:
             all_up = all(now == wanted for now, wanted in up.values())
-            style = "bold green" if all_up and not draining else "bold yellow"
+            style = "bold green" if all_up and word == "up" else "bold yellow"
             self._live.update(Text(text, style=style, no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def _line(self, name: str, line: bytes) -> None:

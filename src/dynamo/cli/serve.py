@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -19,10 +20,14 @@ Examples:
   dynamo serve hello:Frontend -f config.yaml --Backend.workers=3
   dynamo serve hello:Frontend --service-name Backend     only that one of them, as on another host
   dynamo serve hello:Frontend -f config.yaml --dry-run   check it and show what would run
+  dynamo serve hello:Frontend --reload       while writing it: each save replaces the workers
 
 \b
 A worker that ends is started again, after a pause that grows while it keeps ending. Ctrl-C (or SIGTERM)
 drains all, callers before those they call, and exits with 0; a second Ctrl-C stops at once, with 130.
+--reload watches the Python files in the folder of MODULE, or of its outermost package, and -f's file.
+Code that cannot be imported is told, and what runs is kept until it can. Workers that are replaced have
+five seconds for the calls that they have.
 Where DYN_SYSTEM_PORT or DYN_TCP_RPC_PORT is set, each worker takes the next port from there.
 """,
 )
@@ -46,6 +51,7 @@ Where DYN_SYSTEM_PORT or DYN_TCP_RPC_PORT is set, each worker takes the next por
     metavar="HOST",
     help="On which address; loopback where discovery stays on this host, else all.",
 )
+@click.option("--reload", is_flag=True, help="Replace the workers when their code or configuration changes.")
 @click.option("--dry-run", is_flag=True, help="Check the services and their configuration; run nothing.")
 @where
 def command(
@@ -55,6 +61,7 @@ def command(
     service_name: str | None,
     http_port: int,
     http_host: str | None,
+    reload: bool,
     dry_run: bool,
     discovery: str | None,
     request_plane: str | None,
@@ -62,13 +69,12 @@ def command(
     """Run SERVICE of MODULE, found from the current directory, with supervised workers."""
     import asyncio
 
-    import attrs
-
     from dynamo.cli.deployment import Deployment
-    from dynamo.cli.http_ports import check_free, http_ports
+    from dynamo.cli.http_ports import check_free
+    from dynamo.cli.planning import Root, planned
     from dynamo.cli.showing import printable
     from dynamo.cli.supervising import supervise
-    from dynamo.core.errors import ConfigError
+    from dynamo.core.errors import ConfigError, MissingExtraError
 
     chosen = settings(discovery, request_plane)
     deployment = Deployment(
@@ -77,15 +83,13 @@ def command(
         overrides=overrides,
         discovery=discovery,
         request_plane=request_plane,
+        service_name=service_name,
+        http_port=http_port,
         http_host=http_host,
     )
-    graph = deployment.graph()
-    graph.check()
-    planned = graph.services if service_name is None else (graph[service_name],)
-    ports = http_ports(planned, http_port)
-    deployment = attrs.evolve(deployment, http_ports=ports)
+    plan, services = planned(deployment)
     if dry_run:
-        for one in planned:
+        for one in services:
             namespace = one.namespace or chosen.namespace
             options = "".join(f" {name}={value!r}" for name, value in one.options.items())
             count = "1 worker" if one.workers == 1 else f"{one.workers} workers"
@@ -99,5 +103,10 @@ def command(
                 f"{chosen.source(field)}=mem: each worker is a process of its own, "
                 "and mem stays within one; use --discovery file --request-plane tcp"
             )
-    check_free(ports, http_host, chosen)
-    return asyncio.run(supervise(deployment, planned, chosen))
+    if reload and find_spec("watchfiles") is None:
+        raise MissingExtraError(
+            "--reload needs the package 'watchfiles': pip install 'dynamo-runtime-py[file]'"
+        )
+    check_free(plan.deployment.http_ports, http_host, chosen)
+    root = Root.of(deployment) if reload else None
+    return asyncio.run(supervise(plan, chosen, root=root))
