@@ -94,6 +94,8 @@ def process(
     try:
         yield started
     finally:
+        if started.stdin is not None:
+            started.stdin.close()  # a thread of it may be reading there, and be waited for
         started.terminate()
         try:
             started.wait(END_S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -122,8 +121,6 @@ def systems(wheel: str | None) -> dict[str, Make]:
         "ours fallback": ours_without_extras,
         "grpc.aio": grpc_aio,
     }
-    if sys.platform == "win32":
-        del found["ours unix"]
     if wheel is not None:
         found["dynamo"] = dynamo(wheel)
     return found
