@@ -27,13 +27,17 @@ class Adapters(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        lines: list[str] = []
+        sections: list[nodes.Node] = []
         for module, names in modules(self.arguments[0]).items():
-            lines += [f".. rubric:: {', '.join(f'``{name}``' for name in names)}", ""]
-            lines += [f".. automodule:: {module}", "   :no-index:", ""]
-        if not lines:
+            title = ", ".join(names)
+            section = nodes.section(
+                "", nodes.title(title, title), ids=["-".join([module.split(".")[2], *names])]
+            )
+            section += self.parse_text_to_nodes(f".. automodule:: {module}\n   :no-index:\n")
+            sections.append(section)
+        if not sections:
             raise self.error(f"no adapter of {DISTRIBUTION} in {self.arguments[0]} ({sys.executable})")
-        return self.parse_text_to_nodes("\n".join(lines))
+        return sections
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import enum
 import importlib
+import inspect
 import re
-from types import MemberDescriptorType
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -22,6 +22,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 import dynamo.runtime
+from dynamo.runtime import DynamoError, Settings
 
 PUBLIC = "dynamo.runtime"
 GIVEN = {  # nobody makes these by hand: their constructors are not part of the interface
@@ -56,7 +57,8 @@ class Public(SphinxDirective):
                 lines += [f".. py:data:: {name}", f"   :module: {PUBLIC}", "", *_alias(name, value), ""]
                 continue
             lines += [f".. auto{kind}:: {PUBLIC}.{name}"]
-            lines += ["   :members:", "   :undoc-members:"] if kind == "class" else []
+            lines += ["   :members:"] if kind == "class" else []
+            lines += [f"   :exclude-members: {', '.join(Settings.options())}"] if value is Settings else []
             lines += ["   :show-inheritance:"] if name.endswith("Error") else []
             lines += [""]
         return self.parse_text_to_nodes("\n".join(lines))
@@ -94,9 +96,13 @@ class Invariants(SphinxDirective):
 def hide_constructor(
     app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """``Client(endpoint_id, *, membership, ...)`` tells a reader nothing: the runtime makes it."""
-    given = what == "class" and name.rpartition(".")[2] in GIVEN and name.startswith(PUBLIC)
-    return ("", None) if given else None
+    """``Client(endpoint_id, *, membership, ...)`` tells a reader nothing: the runtime makes it. Errors take
+    what their base takes.
+    """
+    if what != "class" or not name.startswith(PUBLIC):
+        return None
+    inherited = issubclass(value, DynamoError) and "__init__" not in vars(value)
+    return ("", None) if inherited or name.rpartition(".")[2] in GIVEN else None
 
 
 def tidy(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
@@ -114,9 +120,9 @@ ERROR = re.compile(rf"(?<![\w.`])({'|'.join(ERRORS)})(?![\w`])")
 
 
 def skip(app: Sphinx, what: str, name: str, value: Any, skipped: bool, options: Any) -> bool | None:
-    """A field that nobody described is in the signature, or is nobody's business."""
-    described = callable(value) or isinstance(value, (property, enum.Enum)) or getattr(value, "__doc__", None)
-    return None if described and not isinstance(value, MemberDescriptorType) else True
+    """A method, a class or one of an enumeration needs no words of its own; a field is in the signature."""
+    plain = inspect.isfunction(value) or isinstance(value, (type, property, classmethod, enum.Enum))
+    return False if plain and not name.startswith("_") else None
 
 
 def resolve(
@@ -130,7 +136,7 @@ def resolve(
         target = f"{place}.{name}"
         domain = env.domains.python_domain
         if target in domain.objects and target != node["reftarget"]:
-            return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, shown)  # type: ignore[arg-type]
+            return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, shown)
     inside = node.parent
     while inside is not None and not isinstance(inside, desc_signature):
         inside = inside.parent
