@@ -129,7 +129,9 @@ class RouteCall:
     def _expire(self, timeout_s: float) -> None:
         where = "in the method" if self._running else "in the queue"
         self.cut(
-            DeadlineError(f"the deadline of {timeout_s:g} s passed {where} of {self._opened.route.endpoint}")
+            DeadlineError(
+                f"the deadline of {round(timeout_s, 3):g} s passed {where} of {self._opened.route.endpoint}"
+            )
         )
 
     def _stop(self, timer: asyncio.TimerHandle | None) -> None:
