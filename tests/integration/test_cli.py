@@ -260,7 +260,7 @@ def test_what_the_handler_raised_is_one_line(deployment: Deployment) -> None:
 def test_doctor_names_what_each_setting_came_from_and_hides_secrets(deployment: Deployment) -> None:
     secrets = {"DYN_AUTH_TOKEN": "hush-hush", "DYN_NAMESPACE": "mine"}
     done = deployment.run("doctor", "--request-plane", "tcp", **secrets)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stderr == ""
     assert "hush" not in done.stdout
     for words in (
         f"discovery_backend = {deployment.discovery} (DYN_DISCOVERY_BACKEND)",
@@ -271,6 +271,17 @@ def test_doctor_names_what_each_setting_came_from_and_hides_secrets(deployment: 
         "request plane: tcp opens",
     ):
         assert words in done.stdout
+
+
+def test_doctor_dials_an_instance_of_each_endpoint(deployment: Deployment, tmp_path: Path) -> None:
+    done = deployment.run("doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "an instance of 1 of 1 endpoints takes calls from here" in done.stdout
+    done = deployment.run("doctor", DYN_AUTH_TOKEN="hush-hush")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("wrong")]
+    for words in (f"{GENERATE}: instance {deployment.instance_id} cannot be called", "DYN_AUTH_TOKEN"):
+        assert words in line
 
 
 def test_doctor_says_what_to_do_about_each_thing_and_exits_with_1(tmp_path: Path) -> None:

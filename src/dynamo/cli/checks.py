@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import importlib.util
 import os
@@ -10,22 +9,18 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import attrs
-from attrs import frozen
 
-from dynamo.cli.drawing import counted
+from dynamo.cli.findings import Finding, Level
 from dynamo.cli.options import given
+from dynamo.cli.reaching import backends
 from dynamo.core import registry
 from dynamo.core.config import Settings
-from dynamo.core.errors import ConfigError, DynamoError, MissingExtraError
-from dynamo.core.health import Status
-from dynamo.core.model import Scope, shown
+from dynamo.core.errors import ConfigError, MissingExtraError
+from dynamo.core.model import shown
 from dynamo.core.opening import SERVERLESS, scheme_of, without_password
-from dynamo.core.ports.discovery import Discovery, Snapshot
-
-Level: TypeAlias = Literal["ok", "note", "wrong"]
 
 DISTRIBUTION = "dynamo-runtime-py"
 NEIGHBOURS = ("ai-dynamo-runtime", "ai-dynamo")
@@ -33,19 +28,6 @@ ALWAYS_SHOWN = ("discovery_backend", "request_plane", "namespace")
 FILES = re.compile(r".*_path|static_file")
 LIKENESS = 0.85  # of a variable nobody reads to one that is read: one or two letters in a dozen
 REQUIREMENT = re.compile(r"(?P<package>[A-Za-z0-9._-]+).*extra == ['\"](?P<extra>[\w-]+)['\"]")
-
-
-@frozen(kw_only=True)
-class Finding:
-    """``remedy`` is what to do, where there is something to do."""
-
-    topic: str
-    level: Level
-    text: str
-    remedy: str = ""
-
-    def described(self) -> dict[str, Any]:
-        return attrs.asdict(self)
 
 
 async def examine(discovery: str | None, request_plane: str | None, *, timeout_s: float) -> list[Finding]:
@@ -59,8 +41,7 @@ async def examine(discovery: str | None, request_plane: str | None, *, timeout_s
         )
         return findings + [*misspelt(os.environ), *adapters(None)]
     findings += [*configured(settings), *misspelt(os.environ), *adapters(settings)]
-    findings += await backends(settings, timeout_s)
-    return findings
+    return findings + await backends(settings, timeout_s)
 
 
 def installation() -> Iterator[Finding]:
@@ -196,75 +177,3 @@ def _loaded(what: str, factories: registry.Factories[Any], scheme: str, wanted: 
             remedy=remedy if missing else "",
         )
     return Finding(topic="adapters", level="ok", text=f"{what}: installed{', chosen' if wanted else ''}")
-
-
-async def backends(settings: Settings, timeout_s: float) -> list[Finding]:
-    """Whether discovery answers, what it lists, and whether the request plane opens."""
-    findings: list[Finding] = []
-    url, variable = without_password(settings.discovery_backend), settings.source("discovery_backend")
-    change = f"start it, or set {variable} to one that needs no server: {SERVERLESS}"
-    topic = "discovery"
-    try:
-        async with (
-            asyncio.timeout(2 * timeout_s),
-            registry.discovery.open(settings.discovery_backend, settings) as discovery,
-        ):
-            async with asyncio.timeout(timeout_s):
-                health = await discovery.check()
-            level: Level = "ok" if health.status is Status.UP else "wrong"
-            detail = f": {health.detail}" if health.detail else ""
-            text = f"{url} is {health.status.value}{detail}"
-            findings.append(
-                Finding(topic=topic, level=level, text=text, remedy="" if level == "ok" else change)
-            )
-            if level == "ok":
-                async with asyncio.timeout(timeout_s):
-                    findings.append(await _listed(discovery, url))
-    except TimeoutError:
-        text = f"{url} ({variable}) did not answer in {timeout_s:g} s"
-        findings.append(Finding(topic=topic, level="wrong", text=text, remedy=change))
-    except DynamoError as error:
-        if scheme_of(url) in registry.discovery.schemes():  # else the adapters' findings have it
-            findings.append(
-                Finding(topic=topic, level="wrong", text=f"{url} ({variable}): {error}", remedy=change)
-            )
-    findings += await _request_plane(settings, timeout_s)
-    return findings
-
-
-async def _listed(discovery: Discovery, url: str) -> Finding:
-    if not discovery.capability.cross_process:
-        return Finding(
-            topic="discovery",
-            level="note",
-            text=f"{url} is known within one process only: nothing of other processes can be found there",
-            remedy="file is for many processes on one host",
-        )
-    async with discovery.watch(Scope()) as watch:
-        while not isinstance(change := await watch.receive(), Snapshot):
-            pass
-    text = f"{url} lists {counted(change.instances)}"
-    return Finding(topic="discovery", level="ok", text=text)
-
-
-async def _request_plane(settings: Settings, timeout_s: float) -> list[Finding]:
-    url, variable = without_password(settings.request_plane), settings.source("request_plane")
-    topic = "request plane"
-    try:
-        async with (
-            asyncio.timeout(timeout_s),
-            registry.request_plane.open(settings.request_plane, settings) as plane,
-        ):
-            schemes = ", ".join(plane.capability.schemes)
-            return [Finding(topic=topic, level="ok", text=f"{url} opens and dials {schemes}")]
-    except TimeoutError:
-        text = f"{url} ({variable}) did not open in {timeout_s:g} s"
-        return [
-            Finding(
-                topic=topic, level="wrong", text=text, remedy=f"set {variable}=tcp, which needs no server"
-            )
-        ]
-    except DynamoError as error:
-        if scheme_of(url) not in registry.request_plane.schemes():
-            return []  # the adapters' findings have it
-        return [Finding(topic=topic, level="wrong", text=f"{url} ({variable}): {error}")]

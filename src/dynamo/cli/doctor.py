@@ -11,7 +11,7 @@ from dynamo.cli.showing import as_json as to_json
 from dynamo.cli.showing import console, one_line
 
 if TYPE_CHECKING:
-    from dynamo.cli.checks import Finding
+    from dynamo.cli.findings import Finding
 
 MARKS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "bold red")}
 
