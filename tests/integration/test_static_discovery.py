@@ -250,17 +250,17 @@ async def test_runtimes_of_one_process_take_on_different_addresses() -> None:
     one, two = free_ports(2)
     text = f"demo.backend.generate=tcp://127.0.0.1:{one}#1,tcp://localhost:{two}#2"
     async with opened(text) as first, opened(text) as second, opened(text) as third:
-        assert await first.identity() == Identity(instance_id=1, address=f"tcp://127.0.0.1:{one}")
-        assert await second.identity() == Identity(instance_id=2, address=f"tcp://localhost:{two}")
+        assert await first.identity(GENERATE) == Identity(instance_id=1, address=f"tcp://127.0.0.1:{one}")
+        assert await second.identity(GENERATE) == Identity(instance_id=2, address=f"tcp://localhost:{two}")
         with pytest.raises(ConfigError) as caught:
-            await third.identity()
+            await third.identity(GENERATE)
         assert str(caught.value) == (
-            "this process can take on none of the addresses declared in DYN_STATIC_INSTANCES: "
-            f"tcp://127.0.0.1:{one} (taken by this process), tcp://localhost:{two} (taken by this process); "
-            "declare one of this host that is free"
+            "this process can take on none of the addresses declared for demo.backend.generate in "
+            f"DYN_STATIC_INSTANCES: tcp://127.0.0.1:{one} (taken by this process), "
+            f"tcp://localhost:{two} (taken by this process); declare one of this host that is free"
         )
     async with opened(text) as fourth:  # all are free again
-        assert (await fourth.identity() or Identity(instance_id=0)).instance_id == 1
+        assert (await fourth.identity(GENERATE) or Identity(instance_id=0)).instance_id == 1
 
 
 async def test_addresses_of_other_hosts_and_ports_in_use_are_passed_over() -> None:
@@ -269,12 +269,12 @@ async def test_addresses_of_other_hosts_and_ports_in_use_are_passed_over() -> No
         (free,) = free_ports(1)
         foreign = f"tcp://192.0.2.1:{free},tcp://no-such-host.invalid:{free},tcp://127.0.0.1:{used}"
         async with opened(f"demo.backend.generate={foreign},tcp://127.0.0.1:{free}") as discovery:
-            identity = await discovery.identity()
+            identity = await discovery.identity(GENERATE)
             assert identity is not None
             assert identity.address == f"tcp://127.0.0.1:{free}"
         async with opened(f"demo.backend.generate={foreign}") as discovery:
             with pytest.raises(ConfigError) as caught:
-                await discovery.identity()
+                await discovery.identity(GENERATE)
         said = str(caught.value)
         assert f"tcp://192.0.2.1:{free} (not an address of this host)" in said
         assert f"tcp://no-such-host.invalid:{free} (no-such-host.invalid does not resolve: " in said
@@ -286,9 +286,9 @@ async def test_asked_again_it_gives_the_next_one() -> None:
     one, two = free_ports(2)
     text = f"demo.backend.generate=tcp://127.0.0.1:{one}#1,tcp://127.0.0.1:{two}#2"
     async with opened(text) as discovery:
-        assert [(await discovery.identity()).instance_id for _ in range(2)] == [1, 2]  # type: ignore[union-attr]
+        assert [(await discovery.identity(GENERATE)).instance_id for _ in range(2)] == [1, 2]  # type: ignore[union-attr]
         with pytest.raises(ConfigError, match="can take on none"):
-            await discovery.identity()
+            await discovery.identity(GENERATE)
 
 
 async def test_settings_choose_among_the_addresses_of_a_host() -> None:
@@ -298,14 +298,26 @@ async def test_settings_choose_among_the_addresses_of_a_host() -> None:
         f"tcp://127.0.0.2:{two}#3"
     )
     async with opened(text, DYN_TCP_RPC_PORT=str(two)) as discovery:
-        assert (await discovery.identity()).instance_id == 2  # type: ignore[union-attr]
+        assert (await discovery.identity(PREFILL)).instance_id == 2  # type: ignore[union-attr]
     async with opened(text, DYN_TCP_RPC_HOST="127.0.0.2") as discovery:
-        assert (await discovery.identity()).instance_id == 3  # type: ignore[union-attr]
+        assert (await discovery.identity(PREFILL)).instance_id == 3  # type: ignore[union-attr]
     async with opened(text, DYN_TCP_RPC_PORT=str(other)) as discovery:
         with pytest.raises(
-            ConfigError, match=rf"declared in .* has DYN_TCP_RPC_PORT={other}: tcp://127.0.0.1"
+            ConfigError, match=rf"declared for .* has DYN_TCP_RPC_PORT={other}: tcp://127.0.0.1"
         ):
-            await discovery.identity()
+            await discovery.identity(GENERATE)
+
+
+async def test_workers_of_several_kinds_share_a_host_without_being_told_their_ports() -> None:
+    one, two = free_ports(2)
+    text = f"demo.backend.generate=tcp://127.0.0.1:{one}#1;demo.prefill.generate=tcp://127.0.0.1:{two}#2"
+    async with opened(text) as discovery, opened(text) as other, opened(text) as third:
+        assert (await discovery.identity(PREFILL)).instance_id == 2  # type: ignore[union-attr]
+        assert (await other.identity(GENERATE)).instance_id == 1  # type: ignore[union-attr]
+        with pytest.raises(ConfigError, match=r"declared for demo\.prefill\.generate .*; declare one of"):
+            await third.identity(PREFILL)
+        with pytest.raises(ConfigError, match=r"^demo\.backend\.other is not declared in DYN_STATIC_INST"):
+            await third.identity(EndpointId.parse("demo.backend.other"))
 
 
 async def test_behind_a_translated_address_the_settings_must_say_who_we_are() -> None:
@@ -313,16 +325,18 @@ async def test_behind_a_translated_address_the_settings_must_say_who_we_are() ->
     text = f"demo.backend.generate=tcp://203.0.113.1:{port}#1,tcp://203.0.113.2:{port}#2"
     async with opened(text, DYN_TCP_RPC_BIND="127.0.0.1") as discovery:
         with pytest.raises(ConfigError, match=r"DYN_TCP_RPC_BIND says where to listen.*set DYN_TCP_RPC_HOST"):
-            await discovery.identity()
+            await discovery.identity(GENERATE)
     async with opened(text, DYN_TCP_RPC_BIND="127.0.0.1", DYN_TCP_RPC_HOST="203.0.113.2") as discovery:
-        assert await discovery.identity() == Identity(instance_id=2, address=f"tcp://203.0.113.2:{port}")
+        assert await discovery.identity(GENERATE) == Identity(
+            instance_id=2, address=f"tcp://203.0.113.2:{port}"
+        )
 
 
 async def test_what_is_served_must_be_declared() -> None:
     one, two = free_ports(2)
     text = f"demo.backend.generate=tcp://127.0.0.1:{one}#1;demo.prefill.generate=tcp://127.0.0.1:{two}#2"
     async with opened(text) as discovery:
-        identity = await discovery.identity()
+        identity = await discovery.identity(GENERATE)
         assert identity is not None
         async with discovery.lease(instance_id=1, incarnation=5) as lease:
             await lease.put(served(GENERATE, identity, "unix://boot/tmp/socket"))

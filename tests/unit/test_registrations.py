@@ -57,7 +57,7 @@ class Backend(Discovery):
         capability: Capability = self._mem.capability
         return capability
 
-    async def identity(self) -> Identity | None:
+    async def identity(self, endpoint_id: EndpointId) -> Identity | None:
         if not self.identities:
             return None
         identity = self.identities.pop(0) if len(self.identities) > 1 else self.identities[0]

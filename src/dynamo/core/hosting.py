@@ -199,7 +199,7 @@ class Hosting:
             canary.close()
 
     async def _register(self, served: Served, options: ServeOptions) -> Instance:
-        presence, url = await self._appear(), self._observing.url
+        presence, url = await self._appear(served.endpoint_id), self._observing.url
         served.instance = Instance(
             endpoint_id=served.endpoint_id,
             instance_id=presence.instance_id,
@@ -214,7 +214,7 @@ class Hosting:
         await presence.registrations.settled(served.endpoint_id)
         return served.instance
 
-    async def _appear(self) -> Presence:
+    async def _appear(self, first: EndpointId) -> Presence:
         discovery, plane = await self._adapters.discovery(), await self._adapters.serving_plane()
         if self._ended:
             raise ClosedError("the runtime was shut down before it could serve")
@@ -224,6 +224,7 @@ class Hosting:
                 discovery=discovery,
                 plane=plane,
                 accept=self._accept,
+                first=first,
                 drawn_id=self._drawn_id,
                 told=lambda: self._id_told,
                 incarnation=self._incarnation,

@@ -10,6 +10,7 @@ from attrs import frozen
 
 from dynamo.core.errors import ConfigError, ConflictError, UnavailableError
 from dynamo.core.lifetime import Held, backoff
+from dynamo.core.model import EndpointId
 from dynamo.core.ports.discovery import Discovery, Identity
 from dynamo.core.ports.request_plane import Accept, RequestPlane, Server
 from dynamo.core.ports.telemetry import Telemetry
@@ -33,6 +34,7 @@ async def appear(
     discovery: Discovery,
     plane: RequestPlane,
     accept: Accept,
+    first: EndpointId,
     drawn_id: int,
     told: Callable[[], bool],
     incarnation: int,
@@ -42,11 +44,11 @@ async def appear(
     """Learn who we are, take calls, and begin to hold a lease; leaving ``stack`` undoes it in the opposite
     order.
 
-    ``drawn_id`` is used where the backend has no id for us; ``told`` says whether somebody was already
-    given it."""
+    ``first`` is the endpoint that is served first; ``drawn_id`` is used where the backend has no id for us;
+    ``told`` says whether somebody was already given it."""
     identity: Identity | None = None
     for _ in range(MAX_ADDRESSES):
-        identity = await _identity(discovery, held)
+        identity = await _identity(discovery, first, held)
         instance_id = drawn_id if identity is None else identity.instance_id
         address = None if identity is None else identity.address
         if instance_id != drawn_id and told():
@@ -75,11 +77,11 @@ async def appear(
     return Presence(instance_id=instance_id, server=server, registrations=registrations)
 
 
-async def _identity(discovery: Discovery, held: Held[Presence]) -> Identity | None:
+async def _identity(discovery: Discovery, first: EndpointId, held: Held[Presence]) -> Identity | None:
     delays = backoff()
     while True:
         try:
-            identity = await discovery.identity()
+            identity = await discovery.identity(first)
             held.trouble = None
             return identity
         except UnavailableError as error:

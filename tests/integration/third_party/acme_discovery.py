@@ -91,7 +91,7 @@ class AcmeDiscovery(Discovery):
         except sqlite3.Error as error:
             raise UnavailableError(f"cannot use {self._path}: {error}") from error
 
-    async def identity(self) -> Identity | None:
+    async def identity(self, endpoint_id: EndpointId) -> Identity | None:
         return None
 
     @asynccontextmanager

@@ -131,8 +131,10 @@ class Discovery(Protocol):
     def capability(self) -> Capability: ...
 
     @abstractmethod
-    async def identity(self) -> Identity | None:
+    async def identity(self, endpoint_id: EndpointId) -> Identity | None:
         """Who this process is by the backend's word, or None: the core then draws a random id.
+
+        ``endpoint_id`` is what it serves first, for backends that declare who serves what.
 
         Raises ConfigError where the backend declares identities and this process can take none of them.
         """

@@ -62,7 +62,7 @@ class EtcdDiscovery(Discovery):
     def capability(self) -> Capability:
         return self._capability
 
-    async def identity(self) -> Identity | None:
+    async def identity(self, endpoint_id: EndpointId) -> Identity | None:
         return None
 
     @asynccontextmanager

@@ -125,7 +125,7 @@ class FileDiscovery(Discovery):
     def capability(self) -> Capability:
         return self._capability
 
-    async def identity(self) -> Identity | None:
+    async def identity(self, endpoint_id: EndpointId) -> Identity | None:
         return None
 
     @asynccontextmanager

@@ -16,10 +16,9 @@ One address is one process: an endpoint's instances are its addresses, and an ad
 endpoints is one process that serves them all. ``#7`` gives its instance id; else that is the first 53 bits
 of the SHA-256 of the address as it is declared, host in lower case.
 
-Workers run unchanged: the one that serves takes on the first declared address that it can bind, narrowed
-down by ``DYN_TCP_RPC_HOST`` and ``DYN_TCP_RPC_PORT`` where they are set. Where workers of several kinds run
-on one host, set the port for each. What a worker serves must be declared for its address. A caller needs no
-address.
+Workers run unchanged: one takes on the first address, of those declared for the endpoint that it serves
+first, that it can bind; ``DYN_TCP_RPC_HOST`` and ``DYN_TCP_RPC_PORT`` narrow them down where they are set.
+What else it serves must be declared for that address too. A caller needs no address.
 
 =============  =============================================================================
 capability

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from dynamo.adapters.discovery.static.declaration import WITH_PORT, Declaration
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError
+from dynamo.core.model import EndpointId
 from dynamo.core.ports.discovery import Identity
 
 _taken: set[str] = set()  # by the runtimes of this process
@@ -28,19 +29,23 @@ class Claims:
         self._declaration, self._settings = declaration, settings
         self._ours: list[str] = []
 
-    async def next(self) -> Identity:
-        """The first declared address that is ours and free. Raises ConfigError that tells why none is."""
+    async def next(self, endpoint_id: EndpointId) -> Identity:
+        """The first address declared for the endpoint that is ours and free.
+
+        Raises ConfigError that tells why none is.
+        """
+        declared = self._declaration.of(endpoint_id)
         refused: list[str] = []
-        for address in self._choice():
+        for address in self._choice(endpoint_id, list(declared)):
             reason = await self._unusable(address)
             if not reason and not self._take(address):
                 reason = "taken by this process"
             if not reason:
-                return Identity(instance_id=self._declaration.addresses[address], address=address)
+                return Identity(instance_id=declared[address], address=address)
             refused.append(f"{address} ({reason})")
         raise ConfigError(
-            f"this process can take on none of the addresses declared in {self._declaration.source}: "
-            f"{', '.join(refused)}; declare one of this host that is free"
+            f"this process can take on none of the addresses declared for {endpoint_id} in "
+            f"{self._declaration.source}: {', '.join(refused)}; declare one of this host that is free"
         )
 
     def release(self) -> None:
@@ -57,15 +62,15 @@ class Claims:
         self._ours.append(address)
         return True
 
-    def _choice(self) -> list[str]:
+    def _choice(self, endpoint_id: EndpointId, declared: list[str]) -> list[str]:
         """Those that agree with what the settings say of our host and port."""
-        settings, declared = self._settings, list(self._declaration.addresses)
+        settings = self._settings
         asked = {"tcp_host": settings.tcp_host, "tcp_port": settings.tcp_port or None}
         said = " and ".join(f"{settings.source(name)}={value}" for name, value in asked.items() if value)
         found = [address for address in declared if _agrees(address, settings.tcp_host, settings.tcp_port)]
         if not found:
             raise ConfigError(
-                f"none of the addresses declared in {self._declaration.source} has {said}: "
+                f"none of the addresses declared for {endpoint_id} in {self._declaration.source} has {said}: "
                 f"{', '.join(declared)}"
             )
         hosts = {urlsplit(address).hostname for address in found if _has_port(address)}

@@ -35,10 +35,6 @@ class StaticLease(Lease):
     async def put(self, instance: Instance) -> None:
         declaration, endpoint_id = self._declaration, instance.endpoint_id
         declared = declaration.of(endpoint_id)
-        if not declared:
-            raise ConfigError(
-                f"{endpoint_id} is not declared in {declaration.source}; it declares {declaration}"
-            )
         served = [_spelled(address) for address in instance.addresses]
         ids = {declared[address] for address in served if address in declared}
         if not ids:
@@ -79,13 +75,13 @@ class StaticDiscovery(Discovery):
     def capability(self) -> Capability:
         return CAPABILITY
 
-    async def identity(self) -> Identity | None:
-        """The next declared address that is ours and free. Raises ConfigError.
+    async def identity(self, endpoint_id: EndpointId) -> Identity | None:
+        """The next address declared for the endpoint that is ours and free. Raises ConfigError.
 
         For who serves to ask, and to ask again if it cannot be bound after all.
         """
         self._check_open()
-        return await self._claims.next()
+        return await self._claims.next(endpoint_id)
 
     @asynccontextmanager
     async def watch(self, scope: Scope) -> AsyncIterator[Watch]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from attrs import field, frozen
+from attrs import frozen
 
 from dynamo.core.errors import ConfigError, MissingExtraError
 from dynamo.core.model import MAX_INSTANCE_ID, EndpointId, Instance
@@ -33,19 +33,23 @@ class Declaration:
 
     source: str
     instances: tuple[Instance, ...]
-    addresses: dict[str, int] = field(init=False)
-    """Every address once, in order, with its instance id."""
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "addresses", {i.addresses[0]: i.instance_id for i in self.instances})
 
     def of(self, endpoint_id: EndpointId) -> dict[str, int]:
-        """The addresses that are declared for an endpoint, with their instance ids."""
+        """The addresses that are declared for an endpoint, with their instance ids.
+
+        Raises ConfigError where none is.
+        """
+        found = self._of(endpoint_id)
+        if not found:
+            raise ConfigError(f"{endpoint_id} is not declared in {self.source}; it declares {self}")
+        return found
+
+    def _of(self, endpoint_id: EndpointId) -> dict[str, int]:
         return {i.addresses[0]: i.instance_id for i in self.instances if i.endpoint_id == endpoint_id}
 
     def __str__(self) -> str:
         endpoints = dict.fromkeys(instance.endpoint_id for instance in self.instances)
-        return "; ".join(f"{endpoint_id}={','.join(self.of(endpoint_id))}" for endpoint_id in endpoints)
+        return "; ".join(f"{endpoint_id}={','.join(self._of(endpoint_id))}" for endpoint_id in endpoints)
 
 
 def from_text(text: str, source: str) -> Declaration:
