@@ -12,6 +12,7 @@ import attrs
 from docutils import nodes
 from marking import paragraph, row, table
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
@@ -41,19 +42,24 @@ class Variable:
 
 
 def variables() -> list[Variable]:
-    """All settings, in the order in which they are defined. Raises KeyError for one that nobody described."""
+    """All settings, in the order in which they are defined."""
     documented = ModuleAnalyzer.for_module(Settings.__module__).find_attr_docs()
-    return [
-        Variable(
-            names=field.metadata["variables"],
-            option=field.name,
-            default=_default(field.default, field.name),
-            unit=_unit(field.metadata["convert"]),
-            meaning="\n".join(documented["Settings", field.name]).strip(),
+    found: list[Variable] = []
+    for field in attrs.fields(Settings):
+        if "variables" not in field.metadata:
+            continue
+        if ("Settings", field.name) not in documented:
+            raise ExtensionError(f"{Settings.__module__}: no docstring says what Settings.{field.name} means")
+        found.append(
+            Variable(
+                names=field.metadata["variables"],
+                option=field.name,
+                default=_default(field.default, field.name),
+                unit=_unit(field.metadata["convert"]),
+                meaning="\n".join(documented["Settings", field.name]).strip(),
+            )
         )
-        for field in attrs.fields(Settings)
-        if "variables" in field.metadata
-    ]
+    return found
 
 
 def _unit(convert: Callable[[Any], Any]) -> str:

@@ -1,4 +1,4 @@
-"""A table of four columns or more is a list of cards on a phone: each cell then says which column it is of.
+"""A table of three columns or more is a list of cards on a phone: each cell then says which column it is of.
 
 The labels are in the page for good; site.css shows them where the screen is narrow.
 """
@@ -10,7 +10,7 @@ from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 from sphinx.util.typing import ExtensionMetadata
 
-COLUMNS = 4
+COLUMNS = 3
 
 
 class StackedTables(SphinxTransform):
@@ -21,7 +21,7 @@ class StackedTables(SphinxTransform):
     def apply(self, **options: object) -> None:
         for table in self.document.findall(nodes.table):
             head, body = table.next_node(nodes.thead), table.next_node(nodes.tbody)
-            if head is None or body is None or len(head[0]) < COLUMNS:
+            if head is None or body is None or len(head[0]) < COLUMNS or "from-code" in table["classes"]:
                 continue
             table["classes"].append("stacked")
             titles = [entry.astext() for entry in head[0]]
