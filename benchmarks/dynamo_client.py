@@ -16,8 +16,8 @@ from dynamo.runtime import Client, DistributedRuntime, dynamo_worker
 
 
 class Calls(workload.Calls):
-    def __init__(self, generate: Client, block: Client, linger: Client) -> None:
-        self.generate, self.block, self.linger = generate, block, linger
+    def __init__(self, generate: Client, block: Client, weigh: Client, linger: Client) -> None:
+        self.generate, self.block, self.weigh, self.linger = generate, block, weigh, linger
 
     async def ask(self, request: dict[str, Any]) -> int:
         received = 0
@@ -30,6 +30,12 @@ class Calls(workload.Calls):
         async for item in await self.block.generate({"bytes": size}, annotated=False):
             received += len(item)
         return received
+
+    async def give(self, size: int) -> int:
+        weight = 0
+        async for item in await self.weigh.generate(workload.bytes_of(size), annotated=False):
+            weight += item
+        return weight
 
     async def leave(self) -> None:
         items = await self.linger.generate(None, annotated=False)
@@ -56,7 +62,7 @@ class Calls(workload.Calls):
 @dynamo_worker()
 async def main(runtime: DistributedRuntime) -> None:
     clients = []
-    for name in ("generate", "block", "linger"):
+    for name in ("generate", "block", "weigh", "linger"):
         clients.append(await runtime.endpoint(f"bench.worker.{name}").client())
         await clients[-1].wait_for_instances()
     calls = Calls(*clients)

@@ -9,7 +9,12 @@ import workload
 
 from dynamo.runtime import DistributedRuntime, dynamo_worker
 
-HANDLERS = {"generate": workload.generate, "block": workload.block, "linger": workload.linger}
+HANDLERS = {
+    "generate": workload.generate,
+    "block": workload.block,
+    "weigh": workload.weigh,
+    "linger": workload.linger,
+}
 
 
 @dynamo_worker()

@@ -34,6 +34,10 @@ async def block(request: bytes, context: grpc.aio.ServicerContext) -> AsyncItera
     yield workload.bytes_of(decode(request)["bytes"])
 
 
+async def weigh(request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+    yield encode(len(request))
+
+
 async def echo(inputs: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
     async for item in inputs:
         yield encode(decode(item))
@@ -45,6 +49,7 @@ async def serve(port: int) -> None:
         "generate": coded(workload.generate),
         "linger": coded(workload.linger),
         "block": grpc.unary_stream_rpc_method_handler(block),
+        "weigh": grpc.unary_stream_rpc_method_handler(weigh),
         "echo": grpc.stream_stream_rpc_method_handler(echo),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench", handlers),))
@@ -56,8 +61,8 @@ async def serve(port: int) -> None:
 class Calls(workload.Calls):
     def __init__(self, channel: grpc.aio.Channel, port: int) -> None:
         self._port = port
-        self._generate, self._block, self._linger = (
-            channel.unary_stream(f"/bench/{name}") for name in ("generate", "block", "linger")
+        self._generate, self._block, self._weigh, self._linger = (
+            channel.unary_stream(f"/bench/{name}") for name in ("generate", "block", "weigh", "linger")
         )
         self._echo = channel.stream_stream("/bench/echo")
 
@@ -73,6 +78,12 @@ class Calls(workload.Calls):
         async for item in self._block(encode({"bytes": size}), timeout=TIMEOUT_S, metadata=METADATA):
             received += len(item)
         return received
+
+    async def give(self, size: int) -> int:
+        weight = 0
+        async for item in self._weigh(workload.bytes_of(size), timeout=TIMEOUT_S, metadata=METADATA):
+            weight += decode(item)
+        return weight
 
     async def leave(self) -> None:
         call = self._linger(encode(None), timeout=TIMEOUT_S, metadata=METADATA)

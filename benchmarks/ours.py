@@ -38,14 +38,15 @@ async def echo(inputs: RequestStream[Any], context: Context) -> AsyncIterator[An
 HANDLERS: dict[str, Any] = {
     "generate": workload.generate,
     "block": block,
+    "weigh": workload.weigh,
     "linger": workload.linger,
     "echo": echo,
 }
 
 
 class Calls(workload.Calls):
-    def __init__(self, generate: Client, block: Client, linger: Client, echo: Client) -> None:
-        self.generate, self.block, self.linger, self._echo = generate, block, linger, echo
+    def __init__(self, generate: Client, block: Client, weigh: Client, linger: Client, echo: Client) -> None:
+        self.generate, self.block, self.weigh, self.linger, self._echo = generate, block, weigh, linger, echo
 
     @classmethod
     @asynccontextmanager
@@ -74,6 +75,11 @@ class Calls(workload.Calls):
     async def fetch(self, size: int) -> int:
         request = {"bytes": size}
         return len(await self.block.call(request, timeout_s=TIMEOUT_S, metadata=TRACE, buffers=True))
+
+    async def give(self, size: int) -> int:
+        data = memoryview(workload.bytes_of(size))
+        weight: int = await self.weigh.call(data, timeout_s=TIMEOUT_S, metadata=TRACE)
+        return weight
 
     async def leave(self) -> None:
         async with self.linger.stream(None, timeout_s=TIMEOUT_S, metadata=TRACE) as items:

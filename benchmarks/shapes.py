@@ -29,8 +29,9 @@ def _streams(
     return Shape(name, load, shows, quick)
 
 
-def _payload(name: str, size: int, shows: tuple[str, ...], quick: bool = False) -> Shape:
-    return Shape(f"payload {name}", {"load": "payload", "size": size}, shows, quick)
+def _payload(name: str, size: int, shows: tuple[str, ...], *, up: bool = False, quick: bool = False) -> Shape:
+    load = {"load": "payload", "size": size, "up": up}
+    return Shape(f"payload {name}{' up' if up else ''}", load, shows, quick)
 
 
 def _paced(count: int) -> Shape:
@@ -53,6 +54,7 @@ SHAPES = (
     _payload("4 KiB", 4 * 2**10, ("requests/s",)),
     _payload("1 MiB", 2**20, ("MB/s",)),
     _payload("16 MiB", 16 * 2**20, ("MB/s",), quick=True),
+    _payload("16 MiB", 16 * 2**20, ("MB/s",), up=True),
     Shape("duplex 64 x 100", {"load": "echo", "callers": 64, "items": 100}, ITEMS),
     Shape("storm 64", {"load": "storm", "callers": 64}, REQUESTS),
     Shape("connect", {"load": "connect", "most": 20}, ("connect ms",), rounds=1),

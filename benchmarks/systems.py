@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 from processes import HERE, Program, free_port, process, python, where
 
-ENDPOINTS = [f"bench.worker.{name}" for name in ("generate", "block", "linger", "echo")]
+ENDPOINTS = [f"bench.worker.{name}" for name in ("generate", "block", "weigh", "linger", "echo")]
 # Prometheus metrics on both sides, and the status server that shows them.
 WATCHED = {"DYN_SYSTEM_PORT": "0", "DYN_SYSTEM_HOST": "127.0.0.1"}
 WITHOUT = "uvloop,msgspec"

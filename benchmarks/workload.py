@@ -36,6 +36,11 @@ async def block(request: dict[str, Any], context: Any = None) -> AsyncIterator[b
     yield bytes_of(request["bytes"])
 
 
+async def weigh(request: bytes, context: Any = None) -> AsyncIterator[int]:
+    """How long the request is."""
+    yield len(request)
+
+
 async def linger(request: Any, context: Any = None) -> AsyncIterator[int]:
     """One item, then nothing until the caller leaves."""
     yield 0
@@ -61,6 +66,10 @@ class Calls:
 
     async def fetch(self, size: int) -> int:
         """Call ``block``; the length of what came, without a copy where the system can."""
+        raise NotImplementedError
+
+    async def give(self, size: int) -> int:
+        """Call ``weigh``; the length of what arrived there."""
         raise NotImplementedError
 
     async def leave(self) -> None:
@@ -152,9 +161,11 @@ async def paced(
     return {**sides, "control us/item": spent, "items/s": count / took}
 
 
-async def payload(calls: Calls, size: int, seconds: float) -> dict[str, float]:
+async def payload(calls: Calls, size: int, up: bool, seconds: float) -> dict[str, float]:
+    move = calls.give if up else calls.fetch
+
     async def checked() -> None:
-        if (received := await calls.fetch(size)) != size:
+        if (received := await move(size)) != size:
             raise RuntimeError(f"{received} bytes came, not {size}")
 
     result = await repeat(checked, 1, seconds)
