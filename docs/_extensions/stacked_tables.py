@@ -27,7 +27,7 @@ class StackedTables(SphinxTransform):
             titles = [entry.astext() for entry in head[0]]
             for line in body:
                 for title, entry in zip(titles[1:], line[1:], strict=False):
-                    if title and isinstance(first := entry.next_node(), nodes.paragraph):
+                    if title and entry.astext() and isinstance(first := entry.next_node(), nodes.paragraph):
                         first.insert(0, nodes.inline("", f"{title}: ", classes=["column"]))
 
 
