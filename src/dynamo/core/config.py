@@ -63,13 +63,14 @@ class Settings:
     _sources: Mapping[str, str] = attrs.field(factory=dict, alias="sources", repr=False, eq=False)
 
     discovery_backend: str = _setting("etcd", converters.adapter(DISCOVERY_ALIASES), "DYN_DISCOVERY_BACKEND")
-    """Where instances are found: ``file``, ``static`` or ``mem``, or a URL such as ``file:///path?ttl_s=5``.
-    ``kv_store`` is another name of ``etcd``. As keyword argument also ``discovery``.
+    """Where instances are found: ``etcd``, ``file``, ``static`` or ``mem``, or a URL such as
+    ``file:///path?ttl_s=5``. ``kv_store`` is another name of ``etcd``. As keyword argument also
+    ``discovery``.
     """
     request_plane: str = _setting("tcp", converters.adapter(REQUEST_PLANE_ALIASES), "DYN_REQUEST_PLANE")
     """How instances are called: ``tcp`` or ``mem``, or a URL."""
     event_plane: str = _setting("zmq", converters.adapter(EVENT_PLANE_ALIASES), "DYN_EVENT_PLANE")
-    """How events travel. Opened at first use."""
+    """How events travel. No adapter comes with the library yet, so that nothing reads it."""
     namespace: str = _setting("dynamo", converters.namespace, "DYN_NAMESPACE")
     """The namespace of what names none."""
 
