@@ -69,7 +69,7 @@ def _unit(convert: Callable[[Any], Any]) -> str:
 
 def _default(value: object, name: str) -> str:
     match value:
-        case None:
+        case None | ():
             return ""
         case bool():
             return "1" if value else "0"
