@@ -224,6 +224,58 @@ async def test_health_is_ready_while_endpoints_serve_and_not_before_or_after() -
         assert (await site.get("/health"))[0] == 503
 
 
+async def test_the_paths_of_the_probes_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_HEALTH_PATH", "/healthz")
+    monkeypatch.setenv("DYN_SYSTEM_LIVE_PATH", "/healthz/live")
+    async with observed() as (_, site):
+        assert (await site.get("/healthz/live"))[1]["status"] == "live"
+        assert (await site.get("/healthz"))[1]["status"] == "notready"
+        assert ((await site.get("/live"))[0], (await site.get("/health"))[0]) == (404, 404)
+
+
+@pytest.mark.parametrize(
+    "health,live,said",
+    [
+        ("/health", "/metrics", "DYN_SYSTEM_LIVE_PATH=/metrics: the status server has /metrics, /engine/"),
+        (
+            "/engine/x",
+            "/live",
+            "DYN_SYSTEM_HEALTH_PATH=/engine/x: the status server has /metrics, /live, /",
+        ),
+        ("/same", "/same", "DYN_SYSTEM_HEALTH_PATH=/same: the status server has /metrics, /same, /engine/"),
+    ],
+)
+async def test_a_path_that_has_another_use_is_refused(
+    health: str, live: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_HEALTH_PATH", health)
+    monkeypatch.setenv("DYN_SYSTEM_LIVE_PATH", live)
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        async with make_runtime(system_port=0):
+            pass
+
+
+async def test_a_program_that_only_calls_may_be_ready_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_STARTING_HEALTH_STATUS", "ready")
+    async with observed() as (runtime, site):
+        assert (await site.get("/health"))[0] == 200
+        runtime.set_health_status(False)
+        assert (await site.get("/health"))[0] == 503
+
+
+async def test_named_endpoints_must_be_served_before_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", '["generate"]')
+    async with observed() as (runtime, site), runtime.endpoint("demo.backend.load").serve(count):
+        status, body = await site.get("/health")
+        assert (status, body["endpoints"]) == (503, {"load": "ready"})
+        variable = "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS"
+        assert body["reasons"] == [
+            f"starting: the endpoint 'generate', which {variable} names, is not served"
+        ]
+        async with runtime.endpoint(PATH).serve(count):
+            assert (await site.get("/health"))[0] == 200
+
+
 async def test_a_program_that_only_calls_says_so_itself() -> None:
     async with observed() as (runtime, site):
         runtime.set_health_status(True)

@@ -164,6 +164,18 @@ class Settings:
     """The address that the status server listens on. Default: loopback where discovery stays on one host,
     else all.
     """
+    system_health_path: str = _setting("/health", converters.url_path, "DYN_SYSTEM_HEALTH_PATH")
+    """Where the status server answers readiness probes."""
+    system_live_path: str = _setting("/live", converters.url_path, "DYN_SYSTEM_LIVE_PATH")
+    """Where the status server answers liveness probes."""
+    starting_health_status: str = _setting(
+        "notready", converters.choice("notready", "ready"), "DYN_SYSTEM_STARTING_HEALTH_STATUS"
+    )
+    """What a runtime is that serves nothing: ``ready`` suits a program that only calls."""
+    health_endpoints: tuple[str, ...] = _setting(
+        (), converters.names("endpoint"), "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS"
+    )
+    """The endpoints, by name, that must be served before the runtime is ready: ``["generate"]``."""
     telemetry: str | None = _setting(None, converters.adapter({}), "DYN_TELEMETRY")
     """The adapter that observes calls. Default: ``prometheus`` where the status server is on."""
     health_check_enabled: bool = _setting(False, converters.flag, "DYN_HEALTH_CHECK_ENABLED")

@@ -5,11 +5,15 @@ They raise ValueError without the variable's name, which ``Settings`` adds.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from dynamo.core.model import check_name
+
+URL_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
 def text(value: Any) -> str:
@@ -117,6 +121,27 @@ def adapter(aliases: Mapping[str, str]) -> Callable[[Any], str]:
         scheme, separator, rest = value.strip().partition("://")
         scheme = scheme.lower()
         return f"{aliases.get(scheme, scheme)}{separator}{rest}"
+
+    return convert
+
+
+def url_path(value: Any) -> str:
+    if not isinstance(value, str) or URL_PATH.fullmatch(value) is None:
+        raise ValueError("expected a path such as /health, of A-Z a-z 0-9 . _ ~ - and /")
+    return value
+
+
+def names(kind: str) -> Callable[[Any], tuple[str, ...]]:
+    """A JSON list, as Dynamo's users write it, names with commas between them, or a sequence."""
+
+    def convert(value: Any) -> tuple[str, ...]:
+        try:
+            if isinstance(value, str):
+                text = value.strip()
+                value = json.loads(text) if text.startswith("[") else map(str.strip, text.split(","))
+            return tuple(check_name(kind, name) for name in value)
+        except (TypeError, ValueError):
+            raise ValueError(f'expected names of {kind}s, such as ["generate"]') from None
 
     return convert
 

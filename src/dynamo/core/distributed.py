@@ -83,7 +83,8 @@ class DistributedRuntime:
         self.observing = Observing(self.settings, None if isinstance(telemetry, str) else telemetry)
         self._hosting = Hosting(self._adapters, self.observing, shut_down=self._begin_end)
         self._opened = self._ended = False
-        self._ready: bool | None = None  # the program's own word
+        # The program's own word, or what is said in its place.
+        self._ready: bool | None = True if self.settings.starting_health_status == "ready" else None
         self._memberships: Memberships | None = None
         self._clients: WeakSet[Client] = WeakSet()
         self._ending: asyncio.Task[None] | None = None
@@ -178,6 +179,12 @@ class DistributedRuntime:
                 reasons.append(
                     "starting: nothing is served yet (a program that only calls says set_health_status(True))"
                 )
+            served, variable = {one.name for one in endpoints}, self.settings.source("health_endpoints")
+            reasons += [
+                f"starting: the endpoint {name!r}, which {variable} names, is not served"
+                for name in self.settings.health_endpoints
+                if name not in served
+            ]
         else:
             reasons = [health.detail]
         if self._memberships is not None and (stale := self._memberships.stale) is not None:

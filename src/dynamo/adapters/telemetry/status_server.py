@@ -8,6 +8,8 @@
 ``POST /engine/{name}``  what ``runtime.register_engine_route`` registered: JSON in, JSON out
 =======================  ===============================================================================
 
+``DYN_SYSTEM_LIVE_PATH`` and ``DYN_SYSTEM_HEALTH_PATH`` move the first two.
+
 A client that goes away cancels what it asked for. A body is at most 1 MiB. There is no authentication, as in
 Dynamo: where ``DYN_SYSTEM_HOST`` is not loopback, the network must decide who reaches it.
 """
@@ -50,10 +52,16 @@ class StatusPages:
         self._runtime, self._exposition = runtime, Exposition(runtime)
 
     def application(self) -> web.Application:
-        application = web.Application(client_max_size=MAX_BODY_BYTES)
-        application.router.add_get("/live", self._live)
-        application.router.add_get("/health", self._health)
-        application.router.add_get("/metrics", self._metrics)
+        application, settings = web.Application(client_max_size=MAX_BODY_BYTES), self._runtime.settings
+        pages = {"/metrics": self._metrics}
+        for field, page in (("system_live_path", self._live), ("system_health_path", self._health)):
+            path: str = getattr(settings, field)
+            if path in pages or path.startswith("/engine/"):
+                taken = ", ".join((*pages, "/engine/..."))
+                raise ConfigError(f"{settings.source(field)}={path}: the status server has {taken} already")
+            pages[path] = page
+        for path, page in pages.items():
+            application.router.add_get(path, page)
         application.router.add_post("/engine/{route:.+}", self._engine)
         return application
 
@@ -149,10 +157,10 @@ async def open_status_server(runtime: DistributedRuntime) -> AsyncIterator[str]:
 
     Raises ConflictError (the port is in use), ConfigError.
     """
-    settings = runtime.settings
+    settings, application = runtime.settings, StatusPages(runtime).application()
     listening = _bind(settings)
     runner = web.AppRunner(
-        StatusPages(runtime).application(),
+        application,
         access_log=None,
         handle_signals=False,
         handler_cancellation=True,
