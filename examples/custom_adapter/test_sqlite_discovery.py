@@ -1,12 +1,12 @@
-"""What Acme's own tests look like: the contract, with power over its backend."""
+"""The whole contract of the port, in one class: what is ours is the power over the backend."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-import acme_discovery
 import pytest
+import sqlite_discovery
 
 from dynamo.core import registry
 from dynamo.core.config import Settings
@@ -21,9 +21,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-class AcmeHarness(DiscoveryHarness):
+class SqliteHarness(DiscoveryHarness):
     def __init__(self, folder: Path) -> None:
-        self.path, self.url = folder / "acme.db", f"acme://{folder}/acme.db"
+        self.path, self.url = folder / "discovery.db", f"sqlite://{folder}/discovery.db"
         self.owners: list[OwnerProcess] = []
 
     def client(self) -> AbstractAsyncContextManager[Discovery]:
@@ -59,13 +59,13 @@ class AcmeHarness(DiscoveryHarness):
             db.close()
 
 
-class TestAcmeDiscovery(DiscoveryContract):
-    capability = acme_discovery.CAPABILITY
+class TestSqliteDiscovery(DiscoveryContract):
+    capability = sqlite_discovery.CAPABILITY
     powers = ~Power.NONE
 
     @pytest.fixture
-    async def harness(self, tmp_path: Path) -> AsyncIterator[AcmeHarness]:
-        harness = AcmeHarness(tmp_path)
+    async def harness(self, tmp_path: Path) -> AsyncIterator[SqliteHarness]:
+        harness = SqliteHarness(tmp_path)
         yield harness
         for owner in harness.owners:
             await owner.kill()

@@ -1,42 +1,66 @@
-"""Discovery through one SQLite file, for processes of one host, whose monotonic clock they share."""
+"""Discovery through one SQLite file, for the processes of one host: ``sqlite:///var/run/deployment.db``.
+
+Each lease and each registration is a row; everybody looks at the table every ``LOOK_S``. Leases end by the
+host's monotonic clock, which its processes share. An engine that blocks its loop for longer than ``TTL_S``
+is taken for dead: the adapters that come with the library renew from a thread.
+
+=============  ================================================================
+capability
+=============  ================================================================
+liveness       ttl: rows of a lease that is not renewed are removed by whoever looks next
+cross_process  yes
+cross_host     no: file locks and the clock belong to one host
+=============  ================================================================
+
+Errors: whatever SQLite raises is an UnavailableError; ConfigError for a URL without a path.
+"""
 
 import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, suppress
 from urllib.parse import unquote, urlsplit
 
 from dynamo.core.codec import decode_instance, encode_instance
 from dynamo.core.config import Settings
-from dynamo.core.errors import BadPayloadError, ConflictError, LeaseLostError, UnavailableError
+from dynamo.core.errors import BadPayloadError, ConfigError, ConflictError, LeaseLostError, UnavailableError
 from dynamo.core.health import Health, Status
 from dynamo.core.model import EndpointId, Instance, Scope
 from dynamo.core.ports.discovery import Capability, Discovery, Identity, Lease, Liveness, Watch
+from dynamo.core.registry import url_options
 from dynamo.core.watching import ConflatingWatch
 
 TTL_S = 1.0
 LOOK_S = TTL_S / 10
 CAPABILITY = Capability(
-    scheme="acme", liveness=Liveness.TTL, ttl_s=TTL_S, dynamic=True, cross_process=True, cross_host=False
+    scheme="sqlite", liveness=Liveness.TTL, ttl_s=TTL_S, dynamic=True, cross_process=True, cross_host=False
 )
+
+# A lease is a row without an endpoint, whose content is the time of its end; a registration's is its record.
 TABLE = "CREATE TABLE IF NOT EXISTS rows (id, endpoint, owner, content, UNIQUE (id, endpoint))"
 BURY = "DELETE FROM rows WHERE id IN (SELECT id FROM rows WHERE endpoint = '' AND content < ?)"
 TAKE = "INSERT INTO rows VALUES (?1, '', ?2, ?3) ON CONFLICT DO UPDATE SET content = ?3 WHERE owner = ?2"
+RENEW = "UPDATE rows SET content = ?3 WHERE id = ?1 AND owner = ?2 AND endpoint = ''"
+PUT = "REPLACE INTO rows VALUES (?1, ?3, ?2, ?4)"
+PUT_BACK = "INSERT OR IGNORE INTO rows VALUES (?1, ?3, ?2, ?4)"
 
 
-class AcmeLease(Lease):
-    def __init__(self, store: "AcmeDiscovery", instance_id: int, incarnation: int) -> None:
+class SqliteLease(Lease):
+    """The owner of its rows is the incarnation: a restarted process under an old id is somebody else."""
+
+    def __init__(self, store: "SqliteDiscovery", instance_id: int, incarnation: int) -> None:
         self._store, self._mine = store, (instance_id, f"{incarnation:x}")
         self._wanted: dict[str, bytes] = {}
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._ends = 0.0
 
     async def put(self, instance: Instance) -> None:
         endpoint, record = str(instance.endpoint_id), encode_instance(instance)
         if self._lost.done():
             raise LeaseLostError(self._lost.result())
         with self._store.database() as db:
-            db.execute("REPLACE INTO rows VALUES (?1, ?3, ?2, ?4)", (*self._mine, endpoint, record))
+            db.execute(PUT, (*self._mine, endpoint, record))
         self._wanted[endpoint] = record
 
     async def remove(self, endpoint_id: EndpointId) -> None:
@@ -48,24 +72,24 @@ class AcmeLease(Lease):
         return await asyncio.shield(self._lost)
 
     def take(self) -> bool:
+        """False while another owner holds our id."""
         self._ends = time.monotonic() + TTL_S
         with self._store.database() as db:
             return db.execute(TAKE, (*self._mine, self._ends)).rowcount > 0
 
     async def keep(self) -> None:
-        renewal = "UPDATE rows SET content = ?3 WHERE id = ?1 AND owner = ?2 AND endpoint = ''"
+        """Renew, and put back what somebody deleted by hand, until the lease is lost."""
         while not self._lost.done():
             await asyncio.sleep(LOOK_S)
             now = time.monotonic()
             try:
                 with self._store.database() as db:
-                    if not db.execute(renewal, (*self._mine, now + TTL_S)).rowcount:
+                    if not db.execute(RENEW, (*self._mine, now + TTL_S)).rowcount:
                         self._lost.set_result("the lease is gone from the database")
                         continue
-                    rows = [(*self._mine, *wanted) for wanted in self._wanted.items()]
-                    db.executemany("INSERT OR IGNORE INTO rows VALUES (?1, ?3, ?2, ?4)", rows)
+                    db.executemany(PUT_BACK, [(*self._mine, *wanted) for wanted in self._wanted.items()])
                 self._ends = now + TTL_S
-            except UnavailableError as error:
+            except UnavailableError as error:  # our own clock says when that has lasted too long
                 if now > self._ends:
                     self._lost.set_result(f"unrenewed for {TTL_S} s: {error}")
 
@@ -74,7 +98,7 @@ class AcmeLease(Lease):
             db.execute("DELETE FROM rows WHERE id = ? AND owner = ?", self._mine)
 
 
-class AcmeDiscovery(Discovery):
+class SqliteDiscovery(Discovery):
     capability = CAPABILITY
 
     def __init__(self, path: str) -> None:
@@ -82,6 +106,7 @@ class AcmeDiscovery(Discovery):
 
     @contextmanager
     def database(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, in which the leases that ended are gone."""
         try:
             with closing(sqlite3.connect(self._uri, 2, uri=True, isolation_level=None)) as db:
                 db.executescript(f"PRAGMA synchronous = OFF; BEGIN IMMEDIATE; {TABLE}")
@@ -92,7 +117,7 @@ class AcmeDiscovery(Discovery):
             raise UnavailableError(f"cannot use {self._path}: {error}") from error
 
     async def identity(self, endpoint_id: EndpointId) -> Identity | None:
-        return None
+        return None  # the runtime draws a random id
 
     @asynccontextmanager
     async def watch(self, scope: Scope) -> AsyncIterator[Watch]:
@@ -116,7 +141,7 @@ class AcmeDiscovery(Discovery):
 
     @asynccontextmanager
     async def lease(self, *, instance_id: int, incarnation: int) -> AsyncIterator[Lease]:
-        lease = AcmeLease(self, instance_id, incarnation)
+        lease = SqliteLease(self, instance_id, incarnation)
         gives_up = time.monotonic() + TTL_S
         while not lease.take():
             if time.monotonic() > gives_up:
@@ -137,13 +162,29 @@ class AcmeDiscovery(Discovery):
 
 
 def _read(record: bytes, scope: Scope) -> Iterator[Instance]:
-    with suppress(BadPayloadError):
+    with suppress(BadPayloadError):  # another version's; the others are still seen
         if scope.covers((instance := decode_instance(record)).endpoint_id):
             yield instance
 
 
-@asynccontextmanager
-async def open_acme(url: str, settings: Settings) -> AsyncIterator[AcmeDiscovery]:
+def open_sqlite(url: str, settings: Settings) -> AbstractAsyncContextManager[SqliteDiscovery]:
+    """No I/O before the block is entered. Raises ConfigError."""
     path = unquote(urlsplit(url).path)
-    open(path, "a").close()  # an empty file is an empty database
-    yield AcmeDiscovery(path)
+    url_options(url, ())
+    if not path.strip("/"):
+        raise ConfigError(f"{url}: expected the path of a file, such as sqlite:///var/run/deployment.db")
+    return _opened(path)
+
+
+@asynccontextmanager
+async def _opened(path: str) -> AsyncIterator[SqliteDiscovery]:
+    _create(path)
+    yield SqliteDiscovery(path)
+
+
+def _create(path: str) -> None:
+    """An empty file is an empty database. Nothing later makes one: a file that is gone is an outage."""
+    try:
+        open(path, "a").close()
+    except OSError as error:
+        raise UnavailableError(f"cannot use {path}: {error.strerror}") from error
