@@ -36,9 +36,9 @@ def _die_with_the_tests() -> None:
 class EtcdServer:
     """One server. Its ports stay reserved for it until ``close``, so that it can come back there."""
 
-    def __init__(self, *options: str, tls: bool = False) -> None:
+    def __init__(self, *options: str, host: str = "127.0.0.1", tls: bool = False) -> None:
         self._stack = ExitStack()
-        self._options, self._tls = options, tls
+        self._options, self._host, self._tls = options, host, tls
         self.folder = Path(tempfile.mkdtemp(prefix="etcd-", dir=MEMORY if MEMORY.is_dir() else None))
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self.port, self.peer_port = (self._reserve() for _ in range(2))
@@ -48,14 +48,15 @@ class EtcdServer:
         self._channel: grpc.Channel | None = None
 
     def _reserve(self) -> int:
-        held = self._stack.enter_context(socket.socket())
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        held = self._stack.enter_context(socket.socket(family))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", 0))
+        held.bind((self._host, 0))
         return int(held.getsockname()[1])
 
     @property
     def hostport(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"[{self._host}]:{self.port}" if ":" in self._host else f"{self._host}:{self.port}"
 
     @property
     def url(self) -> str:
@@ -63,7 +64,8 @@ class EtcdServer:
 
     @property
     def peer_url(self) -> str:
-        return f"http://127.0.0.1:{self.peer_port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self.peer_port}"
 
     def launch(self) -> None:
         """Start it, and return at once."""
@@ -95,7 +97,7 @@ class EtcdServer:
         if self._tls:
             with socket.socket() as probe:
                 probe.settimeout(1)
-                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+                return probe.connect_ex((self._host, self.port)) == 0
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=1) as answer:
                 return b'"true"' in answer.read()

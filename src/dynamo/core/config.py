@@ -96,7 +96,7 @@ class Settings:
     etcd_auth_password: str | None = _setting(None, converters.text, "ETCD_AUTH_PASSWORD", secret=True)
     """That user's password."""
     etcd_auth_ca: str | None = _setting(None, converters.path, "ETCD_AUTH_CA")
-    """The authorities (PEM) that etcd's certificate is checked by. Default: gRPC's own list."""
+    """The authorities (PEM) that etcd's certificate is checked by. Default: the system's."""
     etcd_auth_client_cert: str | None = _setting(None, converters.path, "ETCD_AUTH_CLIENT_CERT")
     """Our certificate (PEM) for an etcd that wants one."""
     etcd_auth_client_key: str | None = _setting(None, converters.path, "ETCD_AUTH_CLIENT_KEY")

@@ -1,8 +1,9 @@
 """Discovery through etcd: registrations under a lease, watched by every client.
 
 ``etcd://`` takes ``ETCD_ENDPOINTS``; ``etcd://user:password@h1:2379,h2:2379`` names the members itself. The
-URL's options are ``ttl_s`` (``ETCD_LEASE_TTL``) and ``tls=1`` (for members named in the URL). A client keeps
-one thread, so that an engine that blocks its loop keeps its lease, up to ``DYN_LOOP_STALL_S``.
+URL's options are ``ttl_s`` (``ETCD_LEASE_TTL``) and ``tls=1`` (for members named in the URL). Leases
+are renewed on a thread of ours, so that an engine that blocks its loop keeps its own, up to
+``DYN_LOOP_STALL_S``.
 
 =============  ==========================================================
 capability
@@ -29,15 +30,14 @@ and its resync are ours: see ``cluster``, ``leasing`` and ``feed``.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from dynamo.adapters.discovery.etcd import configuration
 from dynamo.adapters.discovery.etcd.client import EtcdDiscovery, capability
 from dynamo.adapters.discovery.etcd.cluster import Cluster
-from dynamo.adapters.discovery.etcd.configuration import EtcdConfig, TlsFiles
-from dynamo.adapters.discovery.etcd.thread import LoopThread
+from dynamo.adapters.discovery.etcd.configuration import EtcdConfig
+from dynamo.adapters.discovery.etcd.thread import Tasks
 from dynamo.core.config import Settings
 
 __all__ = ["EtcdDiscovery", "capability", "open_etcd"]
@@ -53,26 +53,14 @@ def open_etcd(url: str, settings: Settings) -> AbstractAsyncContextManager[EtcdD
 @asynccontextmanager
 async def _open(config: EtcdConfig) -> AsyncIterator[EtcdDiscovery]:
     tls = configuration.tls_files(config)
-    thread = LoopThread(f"dynamo-etcd-{id(asyncio.get_running_loop()):x}")
-    thread.start()
+    tasks, cluster = Tasks(f"the client of {config.where}"), Cluster(config, tls)
     try:
-        cluster = await thread.run(_connected(config, tls))
-        discovery = EtcdDiscovery(thread, cluster)
+        await tasks.run(cluster.connect())
+        discovery = EtcdDiscovery(tasks, cluster)
         discovery.start()
         try:
             yield discovery
         finally:
             discovery.close()
-            thread.ending(cluster.close)
     finally:
-        await thread.close()  # noqa: ASYNC102 - shielded and bounded inside
-
-
-async def _connected(config: EtcdConfig, tls: TlsFiles | None) -> Cluster:
-    cluster = Cluster(config, tls)
-    try:
-        await cluster.connect()
-    except BaseException:
-        await cluster.close()
-        raise
-    return cluster
+        await tasks.close(cluster.close)  # noqa: ASYNC102 - shielded and bounded inside

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Any
 
 import anyio
 
@@ -16,7 +14,7 @@ from dynamo.adapters.discovery.etcd.feed import Feed
 from dynamo.adapters.discovery.etcd.keys import range_of
 from dynamo.adapters.discovery.etcd.leasing import END_S, OwnLease
 from dynamo.adapters.discovery.etcd.scoping import Scoped
-from dynamo.adapters.discovery.etcd.thread import LoopThread
+from dynamo.adapters.discovery.etcd.thread import Tasks
 from dynamo.core.codec import encode_instance
 from dynamo.core.errors import ClosedError, ConfigError, DynamoError
 from dynamo.core.health import Health, Status
@@ -31,17 +29,17 @@ CHECK_S = 2.0
 class EtcdLease(Lease):
     """A lease of this runtime; ``own`` is the thread's part of it."""
 
-    def __init__(self, thread: LoopThread, own: OwnLease, lost: asyncio.Event) -> None:
-        self._thread, self._own, self._lost = thread, own, lost
+    def __init__(self, tasks: Tasks, own: OwnLease, lost: asyncio.Event) -> None:
+        self._tasks, self._own, self._lost = tasks, own, lost
 
     async def put(self, instance: Instance) -> None:
         own = self._own
         if (instance.instance_id, instance.incarnation) != (own.instance_id, own.incarnation):
             raise ConfigError(f"{instance} does not belong to the lease of {own.instance_id:x}")
-        await self._thread.run(own.put(instance.endpoint_id, encode_instance(instance)))
+        await self._tasks.run(own.put(instance.endpoint_id, encode_instance(instance)))
 
     async def remove(self, endpoint_id: EndpointId) -> None:
-        await self._thread.run(self._own.remove(endpoint_id))
+        await self._tasks.run(self._own.remove(endpoint_id))
 
     async def lost(self) -> str:
         await self._lost.wait()
@@ -51,8 +49,8 @@ class EtcdLease(Lease):
 class EtcdDiscovery(Discovery):
     """One runtime's client."""
 
-    def __init__(self, thread: LoopThread, cluster: Cluster) -> None:
-        self._thread, self._cluster = thread, cluster
+    def __init__(self, tasks: Tasks, cluster: Cluster) -> None:
+        self._tasks, self._cluster = tasks, cluster
         self._capability = capability(cluster.config)
         self._turns = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -70,11 +68,11 @@ class EtcdDiscovery(Discovery):
         self._check_open()
         watch = ConflatingWatch()
         feed = Feed(self._cluster, [range_of(scope)], Scoped(scope, watch))
-        following = self._thread.spawn(feed.run())
+        leave = self._tasks.spawn(feed.run())
         try:
             yield watch
         finally:
-            following.cancel()
+            leave()
 
     @asynccontextmanager
     async def lease(self, *, instance_id: int, incarnation: int) -> AsyncIterator[Lease]:
@@ -89,24 +87,23 @@ class EtcdDiscovery(Discovery):
 
         own = OwnLease(self._cluster, instance_id, incarnation, lambda: self._turns, tell)
         try:
-            await self._thread.run(own.take())
-            yield EtcdLease(self._thread, own, lost)
+            await self._tasks.run(own.take())
+            yield EtcdLease(self._tasks, own, lost)
         finally:
-            if not self._thread.forked:  # else the parent keeps it
-                await self._finish(own.end())  # noqa: ASYNC102 - shielded and bounded inside
+            if not self._tasks.forked:  # else the parent keeps it
+                await self._finish(own)  # noqa: ASYNC102 - shielded and bounded inside
 
-    async def _finish(self, work: Any) -> None:
-        try:
-            ending: Future[None] = self._thread.spawn(work)
-        except ClosedError:
-            return
+    async def _finish(self, own: OwnLease) -> None:
         with anyio.move_on_after(2 * END_S + 0.5, shield=True):
-            await asyncio.shield(asyncio.wrap_future(ending))
+            try:
+                await self._tasks.run(own.end())
+            except ClosedError:
+                pass
 
     async def check(self) -> Health:
         where = self._cluster.config.where
         try:
-            version = await self._thread.run(self._cluster.version(CHECK_S))
+            version = await self._tasks.run(self._cluster.version(CHECK_S))
         except DynamoError as error:
             return Health(status=Status.DOWN, detail=str(error))
         return Health(status=Status.UP, detail=f"etcd {version} at {where}")

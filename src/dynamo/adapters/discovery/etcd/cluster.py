@@ -18,7 +18,7 @@ import grpc.aio
 
 from dynamo.adapters.discovery.etcd.configuration import Endpoint, EtcdConfig, TlsFiles
 from dynamo.adapters.discovery.etcd.diagnosis import diagnose
-from dynamo.adapters.discovery.etcd.errors import RefusedError, token_is_gone, translated
+from dynamo.adapters.discovery.etcd.errors import RefusedError, is_outage, token_is_gone, translated
 from dynamo.adapters.discovery.etcd.keys import ROOT, KeyRange
 from dynamo.adapters.discovery.etcd.messages import EOF, pb, stubs
 from dynamo.core.errors import DynamoError, UnavailableError
@@ -36,7 +36,7 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),  # etcd hangs up on who pings more often than every 5 s
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.min_reconnect_backoff_ms", 2_000),  # is in truth how long one attempt to connect may take
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # a restarted pod has another address
 )
@@ -66,9 +66,8 @@ class Cluster:
     """Asks the current member; one that fails is left for the next."""
 
     def __init__(self, config: EtcdConfig, tls: TlsFiles | None) -> None:
-        self.config = config
-        self._members = [Member(endpoint, tls) for endpoint in config.endpoints]
-        random.shuffle(self._members)  # processes spread over the members
+        self.config, self._tls = config, tls
+        self._members: list[Member] = []  # the first one is asked
         self._token: str | None = None
         self._login = asyncio.Lock()
 
@@ -82,18 +81,30 @@ class Cluster:
             self._members.append(self._members.pop(0))
 
     async def connect(self) -> None:
-        """One answer of any member, as proof that all is set right. Raises UnavailableError, AuthError,
-        ConfigError.
+        """Open the channels, and have one answer of any member as proof that all is set right.
+
+        Raises UnavailableError, AuthError, ConfigError.
         """
+        self._members = [Member(endpoint, self._tls) for endpoint in self.config.endpoints]
+        random.shuffle(self._members)  # processes spread over the members
+        if self._tls is not None:  # what is wrong with a certificate is told better, and at once
+            await self._diagnose(None)
         request = pb.RangeRequest(key=ROOT.encode(), range_end=KeyRange.below(ROOT).end, count_only=True)
         try:
             await self.range(request)
         except UnavailableError as error:
-            for member in self._members:
-                found = await diagnose(member.endpoint, self.config, min(self.config.answer_s, DIAGNOSIS_S))
-                if found is not None:
-                    raise found from error
+            await self._diagnose(error)
             raise
+
+    async def _diagnose(self, error: DynamoError | None) -> None:
+        """Raise what keeps every member from being reached, as far as it can be found out."""
+        found: list[DynamoError] = []
+        for member in self._members:
+            reason = await diagnose(member.endpoint, self.config, min(self.config.answer_s, DIAGNOSIS_S))
+            if reason is None:
+                return
+            found.append(reason)
+        raise next((one for one in found if not isinstance(one, UnavailableError)), found[0]) from error
 
     async def version(self, bound_s: float) -> str:
         """Of the member that answers a question which needs the quorum."""
@@ -104,7 +115,8 @@ class Cluster:
         return str(answer.version)
 
     async def close(self) -> None:
-        for member in self._members:
+        members, self._members = self._members, []  # a connection is closed once nothing refers to it
+        for member in members:
             await member.channel.close()
 
     async def call(self, ask: Ask[T], *, bound_s: float, patient: bool = False) -> T:
@@ -117,26 +129,32 @@ class Cluster:
         tried, logins = 0, 0
         while True:
             member = self.current
-            left_s = deadline - time.monotonic()
-            timeout_s = max(min(try_s, left_s), 0.001)
+            timeout_s = max(min(try_s, deadline - time.monotonic()), 0.001)
             try:
                 return await ask(member, {"timeout": timeout_s, "metadata": await self.metadata(timeout_s)})
             except grpc.aio.AioRpcError as error:
                 if token_is_gone(error) and self.config.username is not None and logins < 2:
                     self._token, logins = None, logins + 1
                     continue
-                failure = translated(error, member.endpoint, self.config)
-            except DynamoError as error:
-                failure = error
-            if not isinstance(failure, UnavailableError):
-                raise failure
-            self.leave(member)
-            tried += 1
-            late = time.monotonic() + PAUSE_S >= deadline
-            if late or (not patient and tried >= len(self._members)):
-                raise failure
+                tried += 1
+                if self._gives_up(error, member, tried, deadline, patient):
+                    raise translated(error, member.endpoint, self.config) from error
+            except UnavailableError:
+                tried += 1
+                if self._gives_up(None, member, tried, deadline, patient):
+                    raise
             if tried % len(self._members) == 0:
                 await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.0))
+
+    def _gives_up(
+        self, error: grpc.aio.AioRpcError | None, member: Member, tried: int, deadline: float, patient: bool
+    ) -> bool:
+        """Whether another try is of no use; else, the next member is asked."""
+        if error is not None and not is_outage(error):
+            return True
+        self.leave(member)
+        late = time.monotonic() + PAUSE_S >= deadline
+        return late or (not patient and tried >= len(self._members))
 
     async def metadata(self, timeout_s: float) -> tuple[tuple[str, str], ...]:
         """What goes with each request; logs in where there is a user and no token."""

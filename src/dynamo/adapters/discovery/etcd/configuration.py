@@ -16,6 +16,11 @@ from dynamo.core.errors import ConfigError
 from dynamo.core.registry import url_options
 
 DEFAULT_PORT = 2379
+SYSTEM_CA = (  # Debian, Fedora, Alpine and macOS, where OpenSSL does not say
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+)
 EXPECTED = "expected http://host:port or https://host:port, several separated by commas"
 
 
@@ -169,16 +174,15 @@ def _endpoint(text: str, source: str, listed: str, secure: bool) -> Endpoint:
 
 def tls_context(config: EtcdConfig) -> ssl.SSLContext:
     """Load the files as a check of them, and for diagnosis. Raises ConfigError."""
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
     try:
-        if config.ca is not None:
-            context.load_verify_locations(config.ca)
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=config.ca)
     except FileNotFoundError as error:
         raise ConfigError(f"{config.ca_source}={config.ca!r}: no such file") from error
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"{config.ca_source}={config.ca!r}: not a PEM file of certificates: {error}"
         ) from error
+    context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)  # gRPC is not as strict
     if config.client_cert is None:
         return context
     shown = f"{config.client_cert!r}, {config.client_key!r} ({config.cert_source})"
@@ -200,7 +204,15 @@ def tls_files(config: EtcdConfig) -> TlsFiles | None:
     if not any(endpoint.tls for endpoint in config.endpoints):
         return None
     tls_context(config)
-    return TlsFiles(ca=_bytes(config.ca), cert=_bytes(config.client_cert), key=_bytes(config.client_key))
+    return TlsFiles(
+        ca=_bytes(config.ca or _system_ca()), cert=_bytes(config.client_cert), key=_bytes(config.client_key)
+    )
+
+
+def _system_ca() -> str | None:
+    """The system's list of authorities; None: gRPC has one of its own."""
+    listed = (ssl.get_default_verify_paths().cafile, *SYSTEM_CA)
+    return next((path for path in listed if path is not None and Path(path).is_file()), None)
 
 
 def _bytes(path: str | None) -> bytes | None:

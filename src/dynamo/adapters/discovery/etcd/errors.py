@@ -18,7 +18,6 @@ REFUSALS = (  # codes that stand for an answer to this very request; everything 
     Code.FAILED_PRECONDITION,
     Code.OUT_OF_RANGE,
     Code.INVALID_ARGUMENT,
-    Code.UNIMPLEMENTED,
 )
 BAD_LOGIN = re.compile(r"authentication failed|user name is empty|invalid user ID or password")
 TOKEN_GONE = re.compile(r"invalid auth token|revision of auth store is old|unauthenticated", re.IGNORECASE)
@@ -49,6 +48,14 @@ def token_is_gone(error: grpc.aio.AioRpcError) -> bool:
     return error.code() is Code.INVALID_ARGUMENT and TOKEN_GONE.search(error.details() or "") is not None
 
 
+def is_outage(error: grpc.aio.AioRpcError) -> bool:
+    """Whether it may go better with another member, or later."""
+    code, text = error.code(), error.details() or ""
+    return code not in (*REFUSALS, Code.PERMISSION_DENIED, Code.UNAUTHENTICATED) and not BAD_LOGIN.search(
+        text
+    )
+
+
 def translated(error: grpc.aio.AioRpcError, endpoint: Endpoint, config: EtcdConfig) -> DynamoError:
     """One error of ours: AuthError, RefusedError or UnavailableError."""
     code, text = error.code(), said(error)
@@ -75,7 +82,9 @@ def translated(error: grpc.aio.AioRpcError, endpoint: Endpoint, config: EtcdConf
             f"etcd at {endpoint} ({config.source}) takes no writes: its disk quota is used up; compact and "
             "defragment it, then disarm its alarm (etcdctl compact, defrag, alarm disarm)"
         )
+    elif code is Code.UNIMPLEMENTED:
+        ours = UnavailableError(f"what answers at {endpoint} ({config.source}) is no etcd: {text}")
     else:
         ours = UnavailableError(f"no etcd at {endpoint} ({config.source}): {text}")
-    ours.__cause__ = error
+    ours.__cause__ = error.with_traceback(None)  # its frames hold calls, and these connections
     return ours

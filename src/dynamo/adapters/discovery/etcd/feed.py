@@ -139,9 +139,8 @@ class Feed:
         except grpc.aio.AioRpcError as error:
             if token_is_gone(error):
                 self._cluster.forget_token()
-            failure = translated(error, member.endpoint, self._cluster.config)
             self._cluster.leave(member)
-            raise failure from error
+            raise translated(error, member.endpoint, self._cluster.config) from error
         except UnavailableError:
             self._cluster.leave(member)
             raise

@@ -72,16 +72,18 @@ class OwnLease(Listener):
         What a lost lease still holds is taken over by the next one, without vanishing in between.
         """
         self._ended = True
-        for task in self._tasks:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
             task.cancel()
-        if self._granting is None:
+        granting, self._granting = self._granting, None
+        if granting is None:
             return
-        await asyncio.wait((self._granting,), timeout=END_S)
-        if not self._granting.done():
-            self._granting.cancel()
-        elif not self.reason and not self._granting.cancelled() and self._granting.exception() is None:
+        await asyncio.wait((granting,), timeout=END_S)
+        if not granting.done():
+            granting.cancel()
+        elif not self.reason and not granting.cancelled() and granting.exception() is None:
             try:
-                await self._cluster.revoke(self._granting.result(), bound_s=END_S)
+                await self._cluster.revoke(granting.result(), bound_s=END_S)
             except DynamoError:
                 pass  # it ends by itself
 

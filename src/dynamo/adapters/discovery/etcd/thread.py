@@ -1,12 +1,15 @@
-"""A thread with an event loop of its own: what runs there goes on while the program's loop is blocked."""
+"""A thread with an event loop of its own: what runs there goes on while the program's loop is blocked.
+
+There is one a process, begun at first use and kept: gRPC's asyncio side hands every event of the process to
+whichever loop looks first, and an event for a loop that was closed meanwhile makes it stumble over the next.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import anyio
@@ -15,69 +18,116 @@ from dynamo.core.errors import ClosedError
 
 T = TypeVar("T")
 
-CLOSE_S = 5.0  # for what still runs there
+CLOSE_S = 5.0  # for what still runs when a client ends
+
+_lock = threading.Lock()
+_loops: dict[int, asyncio.AbstractEventLoop] = {}  # by process: a fork does not inherit the thread
 
 
-class LoopThread:
-    """Begins with ``start``, ends with ``close``; a daemon, so that a program that forgets it can exit."""
+def _loop() -> asyncio.AbstractEventLoop:
+    with _lock:
+        loop = _loops.get(os.getpid())
+        if loop is None:
+            loop = _loops[os.getpid()] = asyncio.new_event_loop()
+            # A daemon, so that a program that forgets to close its runtime can exit.
+            threading.Thread(target=_run, args=(loop,), name="dynamo-etcd", daemon=True).start()
+        return loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
+
+
+class Tasks:
+    """What one client has running on the thread.
+
+    Nothing here is a ``concurrent.futures.Future``: those make cycles with what they are chained to, and a
+    cycle keeps a closed client's connections open until the garbage collector comes by.
+    """
 
     def __init__(self, name: str) -> None:
-        self._name, self._pid = name, os.getpid()
-        self._loop = asyncio.new_event_loop()
-        self._ended: Future[None] = Future()
-        self._last: Callable[[], Awaitable[None]] | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        self._name, self._pid, self._loop = name, os.getpid(), _loop()
+        self._running: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     @property
     def forked(self) -> bool:
         """True in a forked child: the thread stayed in the parent."""
         return os.getpid() != self._pid
 
-    def spawn(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run ``work`` there. Cancelling the result cancels the work. Raises ClosedError."""
-        if self.forked:
+    def spawn(
+        self, work: Coroutine[Any, Any, T], done: Callable[[asyncio.Task[T]], None] | None = None
+    ) -> Callable[[], None]:
+        """Run ``work`` there; what is returned cancels it, ``done`` is called there. Raises ClosedError."""
+        if self.forked or self._closed:
             work.close()
-            raise ClosedError(f"{self._name} belongs to the process that made it, not to this fork of it")
-        try:
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:
-            work.close()
-            raise ClosedError(f"{self._name} is closed") from None
+            why = "belongs to the process that made it, not to this fork" if self.forked else "is closed"
+            raise ClosedError(f"{self._name} {why}")
+        started: list[asyncio.Task[Any]] = []
+
+        def start() -> None:
+            task = self._loop.create_task(work)
+            started.append(task)
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            if done is not None:
+                task.add_done_callback(done)
+
+        def cancel() -> None:
+            self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in started])
+
+        self._loop.call_soon_threadsafe(start)
+        return cancel
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` there and wait for it here."""
-        return await asyncio.wrap_future(self.spawn(work))
+        """Run ``work`` there and wait for it here; cancelling cancels it there too. Raises ClosedError."""
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        cancel = self.spawn(work, lambda task: _deliver(task, answer))
+        try:
+            return await answer
+        finally:
+            if answer.cancelled():
+                cancel()
 
-    def ending(self, last: Callable[[], Awaitable[None]]) -> None:
-        """What is to be awaited there at the end, after all else was cancelled."""
-        self._last = last
-
-    async def close(self) -> None:
-        """Cancel what runs there and wait for the thread's end; bounded, whatever happens to the caller."""
+    async def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Cancel what runs there, then await ``last`` there; bounded, whatever happens to the caller."""
         if self.forked:
             return
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._closed = True
+
+        def end() -> None:
+            self._loop.create_task(self._end(last)).add_done_callback(lambda task: _deliver(task, ended))
+
+        self._loop.call_soon_threadsafe(end)
         with anyio.move_on_after(CLOSE_S + 1, shield=True):
-            await asyncio.shield(asyncio.wrap_future(self._ended))
-            await asyncio.to_thread(self._thread.join, 1.0)
+            await ended
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-            self._loop.run_until_complete(self._end())
-        finally:
-            self._loop.close()
-            self._ended.set_result(None)
-
-    async def _end(self) -> None:
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
+    async def _end(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        for task in self._running:
             task.cancel()
-        if rest:
-            await asyncio.wait(rest, timeout=CLOSE_S)
-        if self._last is not None:
-            await self._last()
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=CLOSE_S)
+        await last()
+
+
+def _deliver(task: asyncio.Task[T], answer: asyncio.Future[T]) -> None:
+    """Hand the task's end to a future of another loop."""
+
+    def settle() -> None:
+        if answer.done():
+            return
+        if task.cancelled():
+            answer.set_exception(ClosedError("the client was closed meanwhile"))
+        elif (error := task.exception()) is not None:
+            answer.set_exception(error.with_traceback(None))  # its frames hold calls, and connections
+        else:
+            answer.set_result(task.result())
+
+    if not task.cancelled():
+        task.exception()  # seen, also if nobody waits any more
+    try:
+        answer.get_loop().call_soon_threadsafe(settle)
+    except RuntimeError:  # that loop is closed: nobody waits
+        pass
