@@ -1,8 +1,11 @@
-"""What type checkers see of services; checked by mypy and pyright, never run."""
+"""What type checkers see of services; checked by mypy and pyright, never run.
+
+What a line ignores is an error of that line: both checkers report an ignore that they do not need.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, assert_type
 
 from attrs import frozen
@@ -84,10 +87,30 @@ class Middle:
         return await using(self.backend, idle_timeout_s=1.0, context=None).usage(prompt=prompt)
 
     @endpoint
+    async def signatures(self) -> None:
+        generate: Callable[[str, int], AsyncIterator[str]] = self.backend.generate
+        usage: Callable[[str], Awaitable[Usage]] = self.backend.usage
+        assert_type(generate("a b", 3), AsyncIterator[str])
+        assert_type(await usage("a b"), Usage)
+        assert_type([len(word) async for word in self.backend.generate("a b")], list[int])
+        assert_type((await self.backend.usage("a b")).words, int)
+        assert_type(await anext(self.backend.generate(max_tokens=1, prompt="a")), str)
+
+    @endpoint
     async def mistakes(self) -> None:
         self.backend.generate(5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         self.backend.generate()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+        self.backend.generate("x", top_k=3)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+        self.backend.generate("x", max_tokens="3")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         self.backend.generat("x")  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
+        await self.backend.generate("x")  # type: ignore[misc] # pyright: ignore[reportGeneralTypeIssues]
+        async for _ in self.backend.usage("x"):  # type: ignore[attr-defined] # pyright: ignore[reportGeneralTypeIssues]
+            pass
+        print((await self.backend.usage("x")).wordz)  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
+        async for word in self.backend.generate("x"):
+            print(word + 1)  # type: ignore[operator] # pyright: ignore[reportOperatorIssue]
+        await using(self.backend).usage(5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        using(self.backend, timeout=1.0)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
 
 
 assert_type(Middle("large"), Middle)
@@ -107,4 +130,6 @@ async def program() -> None:
         assert_type(middle, Middle)
         async for word in middle.generate("a b"):
             assert_type(word, str)
+        middle.generate(None)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        served[Backend].generat("x")  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
         await served.until_shutdown()
