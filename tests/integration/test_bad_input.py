@@ -50,7 +50,7 @@ async def refused(error: type[DynamoError], *words: str, **options: Any) -> None
     [
         ("DYN_DISCOVERY_BACKEND", "fil", ("unknown discovery 'fil'", "did you mean 'file'")),
         ("DYN_DISCOVERY_BACKEND", "zookeeper", ("unknown discovery 'zookeeper'", "file", "mem", "static")),
-        ("DYN_REQUEST_PLANE", "tpc", ("unknown request_plane 'tpc'", "did you mean 'tcp'")),
+        ("DYN_REQUEST_PLANE", "tpc", ("unknown request plane 'tpc'", "did you mean 'tcp'")),
         ("DYN_NAMESPACE", "a/b", ("bad namespace name 'a/b'", "A-Z a-z 0-9 _ -")),
         ("DYN_TCP_RPC_PORT", "http", ("'http'", "expected a port, 0 to 65535")),
         ("DYN_TCP_RPC_HOST", "no-such-host.invalid", ("no-such-host.invalid:0", "does not resolve")),

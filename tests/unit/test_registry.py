@@ -97,7 +97,7 @@ def test_a_scheme_like_no_other_is_told_with_all_that_are_known(port: Registry[A
 
 
 def test_where_nothing_is_installed_it_says_so() -> None:
-    with pytest.raises(ConfigError, match="unknown event_plane_of_nobody 'zmq'; known: none"):
+    with pytest.raises(ConfigError, match="unknown event plane of nobody 'zmq'; known: none"):
         Registry[Any]("dynamo.event_plane_of_nobody", "DYN_EVENT_PLANE").open("zmq", SETTINGS)
 
 

@@ -49,9 +49,9 @@ def check_adapters(settings: Settings) -> None:
     except ConfigError as error:
         if scheme in registry.discovery.schemes() and not isinstance(error, MissingExtraError):
             raise
-        default = "" if settings.is_set("discovery_backend") else " (the default)"
         kind = MissingExtraError if isinstance(error, MissingExtraError) else ConfigError
-        raise kind(f"{error}{default}; without a server there are {SERVERLESS}") from error
+        default = "" if settings.is_set("discovery_backend") else f"{scheme!r} is the default; "
+        raise kind(f"{error}; {default}without a server there are {SERVERLESS}") from error
     registry.request_plane.factory(scheme_of(settings.request_plane), settings)
 
 

@@ -68,8 +68,11 @@ class Factories(Generic[F]):
         if not found:
             known_names = self.schemes()
             close = difflib.get_close_matches(scheme, known_names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known_names) or 'none'}"
-            raise ConfigError(f"{variable}: unknown {self._group.partition('.')[2]} {scheme!r}; {hint}")
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            port = self._group.partition(".")[2].replace("_", " ")
+            raise ConfigError(
+                f"{variable}: unknown {port} {scheme!r}; {hint}known: {', '.join(known_names) or 'none'}"
+            )
         (point,) = found.values()
         distribution = point.dist.name if point.dist else point.module
         try:

@@ -51,7 +51,8 @@ def _file(path: Path) -> dict[str, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
     sections = _yaml(text, str(path))
     if sections is None:
         return {}
@@ -88,7 +89,11 @@ def _yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "not YAML"
         line = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{where}{line}: {problem}") from error
+        context = getattr(error, "context", None)
+        while_at = f" {context}" if context else ""
+        raise ConfigError(
+            f"{where}{line}: not YAML: {problem}{while_at}; mend it there or just before"
+        ) from error
 
 
 class Taken:

@@ -124,8 +124,8 @@ async def _endpoints(
             if not known.done():
                 task.cancel()
         results = await _all_ended(tasks)
-        for error in results:
-            if isinstance(error, Exception):
+        for error, known in zip(results, ready, strict=True):
+            if isinstance(error, Exception) and known.done():  # else it is what the caller is told
                 logger.error("an endpoint of %s was not withdrawn as it should be: %r", planned.name, error)
 
 

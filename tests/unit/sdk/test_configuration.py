@@ -159,7 +159,7 @@ def test_a_missing_value_names_the_ways_to_give_it() -> None:
         ("Backend: 5", "config.yaml: Backend: expected 'key: value' lines below it, got 5"),
         ("- Backend", "config.yaml: expected sections"),
         ("Backend:\n  a: [1\n", "config.yaml, line 3: "),
-        ("a: 1\n b: 2", "config.yaml, line 2: mapping values are not allowed here"),
+        ("a: 1\n b: 2", "config.yaml, line 2: not YAML: mapping values are not allowed here"),
     ],
 )
 def test_a_broken_file_is_told_with_its_line(tmp_path: Path, text: str, says: str) -> None:
