@@ -241,7 +241,9 @@ def test_a_dry_run_shows_the_plan_and_runs_nothing(folder: Folder) -> None:
     "arguments,words",
     [
         (["hello"], ["hello", "module:Service"]),
-        (["helo:Frontend"], ["no module 'helo' here"]),
+        (["helo:Frontend"], ["no module 'helo' in ", "did you mean 'hello'?"]),
+        (["nowhere:Frontend"], ["no module 'nowhere' in ", "run it where nowhere.py is"]),
+        (["hello.py:Frontend"], ["without .py: hello:Frontend"]),
         (["hello:Frontnd"], ["Frontnd", "did you mean 'Frontend'"]),
         (["hello:asyncio"], ["asyncio is no service"]),
         (["broken:Service"], ["broken.py:1", "ZeroDivisionError"]),

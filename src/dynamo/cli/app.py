@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _refuse(error: Exception) -> int:
-    from dynamo.core.errors import ConfigError, DynamoError, RemoteError
+    from dynamo.core.errors import ConfigError, DeadlineError, DynamoError, NoInstancesError, RemoteError
 
     if not isinstance(error, DynamoError):
         raise error
@@ -102,7 +102,10 @@ def _refuse(error: Exception) -> int:
         name = f"the handler raised {name}"
     if isinstance(error, ConfigError) and not error.remote:
         return _complain(f"dynamo: {error}", USAGE)
-    return _complain(f"dynamo: {name}{error}", FAILED)
+    hint = (
+        "; 'dynamo ls' shows what is served" if isinstance(error, (DeadlineError, NoInstancesError)) else ""
+    )
+    return _complain(f"dynamo: {name}{error}{'' if error.remote else hint}", FAILED)
 
 
 def _complain(message: str, code: int) -> int:

@@ -168,12 +168,12 @@ def _loaded(what: str, factories: registry.Factories[Any], scheme: str, wanted: 
     try:
         factories.factory(scheme)
     except ConfigError as error:
-        _, _, remedy = str(error).rpartition(": ")
         missing = isinstance(error, MissingExtraError)
+        text, _, remedy = str(error).rpartition(": ") if missing else (str(error), "", "")
         return Finding(
             topic="adapters",
             level="wrong" if wanted or not missing else "note",
-            text=f"{what}: {error}",
-            remedy=remedy if missing else "",
+            text=f"{what}: {text}",
+            remedy=remedy,
         )
     return Finding(topic="adapters", level="ok", text=f"{what}: installed{', chosen' if wanted else ''}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -51,6 +54,10 @@ def load(target: str) -> type[Any]:
     module_name, separator, name = target.partition(":")
     if not separator or not module_name or not name:
         raise ConfigError(f"{target!r}: expected module:Service, such as hello:Frontend")
+    if module_name.endswith(".py"):
+        raise ConfigError(
+            f"{target}: a module is named without .py: {module_name.removesuffix('.py')}:{name}"
+        )
     if sys.path[:1] != [""]:
         sys.path.insert(0, "")
     try:
@@ -60,10 +67,12 @@ def load(target: str) -> type[Any]:
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if module_name == missing or module_name.startswith(f"{missing}."):
-            raise ConfigError(
-                f"no module {missing!r} here: run it where {missing}.py is, and leave .py out"
-            ) from error
-        raise ConfigError(f"{module_name} needs the package {missing!r}, which is not installed") from error
+            close = difflib.get_close_matches(missing, [file.stem for file in Path().glob("*.py")], n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"run it where {missing}.py is"
+            raise ConfigError(f"no module {missing!r} in {os.getcwd()}; {hint}") from error
+        raise ConfigError(
+            f"{module_name} imports {missing!r}, which is not installed here: pip install what brings it"
+        ) from error
     except SyntaxError as error:
         place = f"{error.filename}:{error.lineno}"
         raise ConfigError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import click
 
 from dynamo.cli.counting import Counts, Requests
 from dynamo.cli.drawing import age_of, picture, tree
+from dynamo.cli.options import TRY
 from dynamo.cli.showing import as_json as to_json
 from dynamo.cli.showing import console, one_line
 from dynamo.core import registry
@@ -157,7 +158,12 @@ async def _draw(watch: Watch, table: Table, counts: Counts, title: str) -> None:
 
 @asynccontextmanager
 async def _watching(settings: Settings, scope: Scope) -> AsyncIterator[Watch]:
-    async with registry.discovery.open(settings.discovery_backend, settings) as discovery:
+    async with AsyncExitStack() as stack:
+        try:
+            opening = registry.discovery.open(settings.discovery_backend, settings)
+            discovery = await stack.enter_async_context(opening)
+        except UnavailableError as error:
+            raise UnavailableError(f"{error}; start it, or {TRY}, which needs no server") from error
         if not discovery.capability.cross_process:
             raise ConfigError(
                 f"{settings.source('discovery_backend')}={settings.discovery_backend}: instances there are "
@@ -179,7 +185,7 @@ async def _first_answer(
         why = f": {table.stale}" if table.stale else ""
         raise UnavailableError(
             f"no answer from discovery {_place(settings)} ({settings.source('discovery_backend')}) "
-            f"in {timeout_s:g} s{why}"
+            f"in {timeout_s:g} s{why}; see 'dynamo doctor'"
         ) from None
     return told
 

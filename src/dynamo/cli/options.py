@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,15 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OPTION_NAMES = {"discovery_backend": "--discovery", "request_plane": "--request-plane"}
-BACKEND_WAIT_S = 10.0  # a person waits; DYN_STARTUP_TIMEOUT_S, if set, says otherwise
+OPTION_NAMES = {
+    "discovery_backend": "--discovery",
+    "request_plane": "--request-plane",
+    "startup_timeout_s": "DYN_STARTUP_TIMEOUT_S",
+}
+TRY = "try --discovery file"
+BACKEND_WAIT_S = (
+    3.0  # a person waits, and is told no more than what became of it; the variable says otherwise
+)
 
 
 def where(command: F) -> F:
@@ -86,18 +94,16 @@ def instance(text: str | None) -> int | str | None:
 def settings(discovery: str | None, request_plane: str | None) -> Settings:
     """The environment's, with the options over it, and adapters that load. Raises ConfigError."""
     from dynamo.core.config import Settings
-    from dynamo.core.errors import ConfigError, MissingExtraError
+    from dynamo.core.errors import ConfigError
     from dynamo.core.opening import check_adapters
 
     chosen = Settings.from_env(**given(discovery, request_plane))
     try:
         check_adapters(chosen)
-    except MissingExtraError:
-        raise
     except ConfigError as error:
         if chosen.is_set("discovery_backend"):
             raise
-        raise ConfigError(f"{error}; try --discovery file") from error
+        raise type(error)(f"{error}; {TRY}") from error
     return chosen
 
 
@@ -108,6 +114,7 @@ def runtime(discovery: str | None, request_plane: str | None) -> DistributedRunt
     bounds: dict[str, Any] = {}
     if not settings(discovery, request_plane).is_set("startup_timeout_s"):
         bounds["startup_timeout_s"] = BACKEND_WAIT_S
+        logging.getLogger("dynamo.runtime").setLevel(logging.ERROR)
     return DistributedRuntime(**given(discovery, request_plane), **bounds, system_port=-1)
 
 

@@ -75,6 +75,7 @@ def command(
     from dynamo.cli.showing import printable
     from dynamo.cli.supervising import supervise
     from dynamo.core.errors import ConfigError, MissingExtraError
+    from dynamo.core.observing import Observing
 
     chosen = settings(discovery, request_plane)
     deployment = Deployment(
@@ -107,6 +108,7 @@ def command(
         raise MissingExtraError(
             "--reload needs the package 'watchfiles': pip install 'dynamo-runtime-py[file]'"
         )
+    Observing(chosen, None)  # what its settings ask for loads, or says what to install
     check_free(plan.deployment.http_ports, http_host, chosen)
     root = Root.of(deployment) if reload else None
     return asyncio.run(supervise(plan, chosen, root=root))

@@ -16,36 +16,42 @@ from dynamo.cli.loops import fastest_loop
 from dynamo.cli.options import given
 from dynamo.cli.showing import one_line
 from dynamo.core.distributed import DistributedRuntime
-from dynamo.core.errors import ConfigError, DynamoError
+from dynamo.core.errors import ClosedError, ConfigError, DynamoError
 from dynamo.sdk import serve_services
 
 
-async def _serve(deployment: Deployment, service: str, ready: int) -> None:
+async def _run(deployment: Deployment, service: str, ready: int) -> None:
     options = given(deployment.discovery, deployment.request_plane)
     async with DistributedRuntime(handle_signals=True, **options) as runtime:
-        level = runtime.settings.log.partition(",")[0].upper()
-        known = level if level in logging.getLevelNamesMapping() else "INFO"
-        logging.basicConfig(level=known, format="%(levelname)s %(name)s: %(message)s")
-        graph = deployment.graph()
-        asyncio.get_running_loop().add_reader(0, _on_input, runtime)
-        planned = graph[service]
-        async with AsyncExitStack() as stack:
-            served = await stack.enter_async_context(
-                serve_services(runtime, planned.service.cls, graph=graph)
-            )
-            if (port := deployment.http_ports.get(service)) is not None:
-                from dynamo.adapters.http import serve_http
+        try:
+            await _serve(runtime, deployment, service, ready)
+        except ClosedError:
+            if not runtime._begun.is_set():
+                raise  # else it was told to end before it had begun, and there is nothing to drain
 
-                shared = port != 0 and planned.workers > 1
-                url = await stack.enter_async_context(
-                    serve_http(served, port=port, host=deployment.http_host, reuse_port=shared)
-                )
-                print(f"HTTP routes at {url}", flush=True)  # noqa: T201
-            if not runtime.serving:
-                runtime.set_health_status(True)
-            os.write(ready, b"1")
-            os.close(ready)
-            await served.until_shutdown()
+
+async def _serve(runtime: DistributedRuntime, deployment: Deployment, service: str, ready: int) -> None:
+    level = runtime.settings.log.partition(",")[0].upper()
+    known = level if level in logging.getLevelNamesMapping() else "INFO"
+    logging.basicConfig(level=known, format="%(levelname)s %(name)s: %(message)s")
+    graph = deployment.graph()
+    asyncio.get_running_loop().add_reader(0, _on_input, runtime)
+    planned = graph[service]
+    async with AsyncExitStack() as stack:
+        served = await stack.enter_async_context(serve_services(runtime, planned.service.cls, graph=graph))
+        if (port := deployment.http_ports.get(service)) is not None:
+            from dynamo.adapters.http import serve_http
+
+            shared = port != 0 and planned.workers > 1
+            url = await stack.enter_async_context(
+                serve_http(served, port=port, host=deployment.http_host, reuse_port=shared)
+            )
+            print(f"HTTP routes at {url}", flush=True)  # noqa: T201
+        if not runtime.serving:
+            runtime.set_health_status(True)
+        os.write(ready, b"1")
+        os.close(ready)
+        await served.until_shutdown()
 
 
 def _on_input(runtime: DistributedRuntime) -> None:
@@ -58,7 +64,7 @@ def main() -> int:
     deployment, service, ready = sys.argv[1:]
     try:
         with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-            runner.run(_serve(Deployment.from_text(deployment), service, int(ready)))
+            runner.run(_run(Deployment.from_text(deployment), service, int(ready)))
     except DynamoError as error:
         print(one_line(f"{type(error).__name__}: {error}"), file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, ConfigError) else 1
