@@ -156,3 +156,25 @@ def test_a_broken_link_ends_the_build(text: str, complaint: str, tmp_path: Path)
     done = build(source, tmp_path / "html")
     assert done.returncode != 0
     assert complaint in done.stderr
+
+
+def test_a_public_name_without_a_page_ends_the_build(tmp_path: Path) -> None:
+    source = tmp_path / "docs"
+    source.mkdir()
+    (source / "conf.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(DOCS / '_extensions')!r})\n"
+        "extensions = ['sphinx.ext.autodoc', 'public_api']\n"
+    )
+    (source / "index.rst").write_text("A page\n======\n\n.. public::\n\n   dynamo.core\n")
+    done = build(source, tmp_path / "html")
+    assert done.returncode != 0
+    assert "read_config" in done.stderr
+    assert "DistributedRuntime" not in done.stderr
+
+
+def test_code_that_names_something_public_is_a_link(site: Path) -> None:
+    links = Links(site / "contributing.html").links
+    assert "reference/configuration.html#dyn-namespace" in links
+    assert "reference/api/errors.html#dynamo.runtime.OverloadedError" in links
+    assert "reference/api/services.html#dynamo.runtime.service" in links
+    assert "reference/cli.html#dynamo-ls" in links
