@@ -1,11 +1,13 @@
-"""Which service of a deployment answers over HTTP, and on which port."""
+"""Which service of a deployment answers over HTTP, on which port, and whether its ports are free."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import attrs
+
 from dynamo.core.config import Settings
-from dynamo.core.errors import ConfigError
+from dynamo.core.errors import ConfigError, ConflictError
 from dynamo.sdk import PlannedService
 
 LAST_PORT = 65535
@@ -33,3 +35,15 @@ def check_free(ports: Mapping[str, int], host: str | None, settings: Settings) -
 
         for port in filter(None, ports.values()):
             listen(host_of(settings) if host is None else host, port).close()
+
+
+def check_status_ports(workers: int, settings: Settings) -> None:
+    """Raise ConfigError for a port in use that a worker's status server is to have: each takes the next."""
+    if first := settings.system_port:
+        from dynamo.adapters.telemetry.status_server import bind
+
+        for port in range(first, first + workers):
+            try:
+                bind(attrs.evolve(settings, system_port=port)).close()
+            except ConflictError as error:
+                raise ConfigError(str(error)) from error

@@ -70,7 +70,7 @@ def command(
     import asyncio
 
     from dynamo.cli.deployment import Deployment
-    from dynamo.cli.http_ports import check_free
+    from dynamo.cli.http_ports import check_free, check_status_ports
     from dynamo.cli.planning import Root, planned
     from dynamo.cli.showing import printable
     from dynamo.cli.supervising import supervise
@@ -110,5 +110,6 @@ def command(
         )
     Observing(chosen, None)  # what its settings ask for loads, or says what to install
     check_free(plan.deployment.http_ports, http_host, chosen)
+    check_status_ports(sum(plan.workers.values()), chosen)
     root = Root.of(deployment) if reload else None
     return asyncio.run(supervise(plan, chosen, root=root))

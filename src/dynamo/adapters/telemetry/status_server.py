@@ -118,8 +118,10 @@ def _refusal(status: int, message: str) -> web.Response:
     return web.json_response({"status": "error", "message": message}, status=status)
 
 
-def _bind(settings: Settings) -> socket.socket:
-    """Loopback where discovery stays on this host, else all interfaces, unless a host is given."""
+def bind(settings: Settings) -> socket.socket:
+    """Loopback where discovery stays on this host, else all interfaces, unless a host is given.
+
+    Raises ConflictError (the port is in use), ConfigError."""
     host, port = settings.system_host, settings.system_port or 0
     if host is None and settings.discovery_backend.partition("://")[0] in LOCAL_BACKENDS:
         host = LOOPBACK
@@ -158,7 +160,7 @@ async def open_status_server(runtime: DistributedRuntime) -> AsyncIterator[str]:
     Raises ConflictError (the port is in use), ConfigError.
     """
     settings, application = runtime.settings, StatusPages(runtime).application()
-    listening = _bind(settings)
+    listening = bind(settings)
     runner = web.AppRunner(
         application,
         access_log=None,
