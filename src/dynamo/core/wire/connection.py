@@ -175,10 +175,14 @@ class Connection:
         """What to write now, in order; empty if there is nothing.
 
         Control frames and small items come whole (about CONGESTED_BYTES at most), then fragments of large
-        items in turns until ``max_bytes`` are reached, at least one. Take again while it gives something and
+        items in turns until ``max_bytes`` are reached, at least one. Take again while it ``has_output`` and
         there is room.
         """
         return self._out.take(max_bytes)
+
+    @property
+    def has_output(self) -> bool:
+        return self._out.scheduled
 
     # Calls.
 

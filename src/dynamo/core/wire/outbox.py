@@ -13,6 +13,7 @@ Buffer: TypeAlias = bytes | memoryview
 
 CONGESTED_BYTES = 256 * 1024  # from here on items wait in their streams, whose senders are held up
 EAGER_PARTS = 16  # headers and payloads; so many are not left to the end of the driver's tick
+JOIN_BYTES = 64 * 1024  # in all: cheaper copied together than written one by one
 MAX_CONTROL_BYTES = 1024 * 1024  # more answers than this wait unread: the peer only makes us work
 
 
@@ -27,7 +28,7 @@ class Outbox:
 
     A burst is not held until the tick ends: two processes that answer each other's bursts would take turns,
     with one core idle. At ``eager`` parts the driver is asked to take them, then at twice as many, so that a
-    burst of any size costs few writes; the next ``take`` of its own begins anew.
+    burst of any size costs few writes if the driver does; the next ``take`` begins anew.
     """
 
     __slots__ = (
@@ -113,6 +114,8 @@ class Outbox:
             self.control_size = 0
         else:
             taken = self.frames
+        if self.size <= JOIN_BYTES and len(taken) > 1:
+            taken = [b"".join(taken)]
         self.frames = []
         room = max_bytes - self.size
         self.size = 0
