@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -308,3 +310,34 @@ async def test_below_a_path_of_another_application(shop: Served) -> None:
         assert site.name.startswith("http://")
     finally:
         await runner.cleanup()
+
+
+async def test_requests_count_as_the_endpoints_own(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "dynamo.http")
+    async with serving(runtime=make_runtime(system_port=0)) as shop:
+        await shop.post("/words", {"text": "a b"})
+        await shop.post("/words", {"text": 1})
+        await shop.post("/breaks", {"after": 0, "kind": "StreamBrokenError"})
+        status = shop.runtime.system_status_server_url()
+        metrics = (await shop.http.get(f"{status}/metrics")).text
+
+    def counted(name: str, *labels: str) -> list[float]:
+        return [
+            float(line.rpartition(" ")[2])
+            for line in metrics.splitlines()
+            if line.startswith(f"dynamo_component_{name}{{") and all(label in line for label in labels)
+        ]
+
+    words, breaks = 'dynamo_endpoint="words"', 'dynamo_endpoint="breaks"'
+    assert counted("requests_total", words) == [2]
+    assert counted("inflight_requests", words) == [0]
+    assert counted("errors_total", words, 'error_type="BadPayloadError"') == [1]
+    assert counted("errors_total", breaks, 'error_type="StreamBrokenError"') == [1]
+
+
+def test_what_to_install_is_told() -> None:
+    without = "import sys; sys.modules['aiohttp'] = None; import dynamo.adapters.http"
+    done = subprocess.run(
+        [sys.executable, "-c", without], text=True, capture_output=True, timeout=30, check=False
+    )
+    assert "MissingExtraError: HTTP routes need aiohttp: pip install" in done.stderr

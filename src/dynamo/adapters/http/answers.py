@@ -192,9 +192,18 @@ class Events(Lines):
         await self._write(_ENDED % self._count, last=True)
 
     async def quiet(self) -> None:
-        if self.writing_since is None and self._loop.time() - self._last >= KEEP_ALIVE_S:
-            self._last = self._loop.time()
-            await self._write(b": keep-alive\n\n")
+        if self.writing_since is not None or self._loop.time() - self._last < KEEP_ALIVE_S:
+            return
+        self._last = self._loop.time()
+        try:
+            async with asyncio.timeout(LAST_WORDS_S):  # whoever calls this has other things to look at
+                if not self._response.prepared:
+                    await self._response.prepare(self.request)
+                await self._response.write(b": keep-alive\n\n")
+        except TimeoutError:
+            pass  # it is in the buffer
+        except ConnectionError as error:
+            raise ClientLeft from error
 
     def _told(self, document: bytes) -> bytes:
         return b"event: error\ndata: %b\n\n" % document

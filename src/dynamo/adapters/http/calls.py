@@ -15,7 +15,7 @@ from dynamo.adapters.http.answers import Answer, ClientLeft
 from dynamo.adapters.http.problems import Refusal
 from dynamo.core.context import Context
 from dynamo.core.distributed import DistributedRuntime
-from dynamo.core.errors import BadPayloadError, ClosedError, DeadlineError
+from dynamo.core.errors import BadPayloadError, CallCancelledError, ClosedError, DeadlineError
 from dynamo.core.ports.telemetry import EndpointTelemetry
 from dynamo.sdk.routes import Route, encode_json
 
@@ -151,6 +151,10 @@ class RouteCall:
             return
         if self.over.done() and not self.over.cancelled():
             error = self.over.exception() or error
+        if isinstance(error, Refusal):
+            error = error.__cause__
+        elif isinstance(error, ClientLeft):  # counted as over the request plane
+            error = CallCancelledError()
         kind = None if error is None else type(error).__name__
         if self._admitted:
             telemetry.ended(time.monotonic() - self._began_at, kind)
