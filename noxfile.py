@@ -1,7 +1,7 @@
 """`nox` alone runs what a contributor needs before a commit; `nox -l` lists the rest.
 
 Sessions share three environments, so that little is installed: `dev` has everything and the working tree;
-`plain` has the built wheel without any extra; `demo` has the built wheel and nothing else.
+`plain` has the built wheel without any extra; `demo` has it with the extras of the command and of services.
 """
 
 import hashlib
@@ -116,8 +116,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """One frontend and three workers talk, one is killed, another comes, all drain: from the built wheel."""
-    session.run(environment(session, "demo", ["."]), "examples/demo/run.py", *session.posargs)
+    """Three services in five processes answer HTTP; one is killed and comes back: from the built wheel."""
+    wheel = environment(session, "demo", [".[cli,file,services,telemetry]"])
+    session.run(wheel, "examples/hello_world/demo.py", *session.posargs)
 
 
 @nox.session(default=False)

@@ -16,7 +16,7 @@ from typing import IO
 from dynamo.runtime import DistributedRuntime
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-BOUND_S = 30.0
+BOUND_S = 50.0
 
 
 class Program:
