@@ -31,9 +31,10 @@ BOUND_S = 60.0  # for the whole demo
 
 class Demo:
     def __init__(self, folder: str) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("DYN_")}
         store = {"DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": f"{folder}/store", "TMPDIR": folder}
         mine = {"DYN_SYSTEM_PORT": "0", "DYN_DRAIN_GRACE_S": "0.2"}  # request counts in ls; a short farewell
-        self.folder, self.env = Path(folder), {**os.environ, **store, **mine}
+        self.folder, self.env = Path(folder), {**inherited, **store, **mine}
         self.pids: set[int] = set()
         self.port = 0
         self.serving = subprocess.Popen(
