@@ -66,11 +66,15 @@ class Tasks:
             raise ClosedError(f"{self._name} {why}")
         started: list[asyncio.Task[Any]] = []
 
+        def forget(task: asyncio.Task[Any]) -> None:
+            self._running.discard(task)
+            started.clear()
+
         def start() -> None:
             task = self._loop.create_task(work)
             started.append(task)
             self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            task.add_done_callback(forget)
             if done is not None:
                 task.add_done_callback(done)
 
@@ -112,6 +116,15 @@ class Tasks:
         await last()
 
 
+def _bare(error: BaseException) -> BaseException:
+    """Without the frames of the thread: they hold calls, and those hold connections."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
 def _deliver(task: asyncio.Task[T], answer: asyncio.Future[T]) -> None:
     """Hand the task's end to a future of another loop."""
 
@@ -121,7 +134,7 @@ def _deliver(task: asyncio.Task[T], answer: asyncio.Future[T]) -> None:
         if task.cancelled():
             answer.set_exception(ClosedError("the client was closed meanwhile"))
         elif (error := task.exception()) is not None:
-            answer.set_exception(error.with_traceback(None))  # its frames hold calls, and connections
+            answer.set_exception(_bare(error))
         else:
             answer.set_result(task.result())
 
