@@ -1,7 +1,7 @@
 """Calls and streams of this library beside Dynamo's wheel, grpc.aio and a bare protocol, in one run.
 
     python benchmarks/request_plane.py [full] [--wheel PYTHON] [--seconds 0.45] [--rounds 9]
-                                       [--system NAME ...] [--shape NAME ...] [--plot]
+                                       [--system NAME ...] [--shape NAME ...] [--cpu] [--plot]
 
 Two processes a system, started once; for each shape, rounds that go from system to system, so that whatever
 else the machine does meets them all. Prints medians with their spread, then what the project aims at beside
@@ -65,8 +65,8 @@ class Run:
             order.rotate()  # nobody always runs in the wake of the same other
         for name, metrics in found.items():
             for metric, rounds in metrics.items():
-                value = Value(statistics.median(rounds), min(rounds), max(rounds))
-                self.values[shape.name, name, metric] = value
+                key = shape.name, name, metric
+                self.values[key] = Value(statistics.median(rounds), min(rounds), max(rounds))
         whose = f" of {', '.join(programs)}" if shape.apart else ""
         print(f"{shape.name}{whose}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
 
@@ -89,6 +89,7 @@ def main() -> int:
     parser.add_argument("--wheel", metavar="PYTHON", help="of the environment with ai-dynamo-runtime")
     parser.add_argument("--system", action="append", help="one of them only; may be given again")
     parser.add_argument("--shape", action="append", help="one of them only; may be given again")
+    parser.add_argument("--cpu", action="store_true", help="show CPU time per request too")
     parser.add_argument("--plot", action="store_true", help="draw docs/pictures/request_plane.*")
     options = parser.parse_args()
     known = systems(options.wheel)
@@ -112,7 +113,13 @@ def main() -> int:
     except ProgramError as error:
         print(error, file=sys.stderr)
         return 1
-    rows = [(shape.name, metric) for shape in shapes for metric in shape.shows]
+    cpu = [f"{side} us/request" for side in ("server", "client", "both")] if options.cpu else []
+    rows = [
+        (shape.name, metric)
+        for shape in shapes
+        for metric in (*shape.shows, *cpu)
+        if any((shape.name, system, metric) in run.values for system in chosen)
+    ]
     print()
     report.show(report.table(rows, list(chosen), run.values))
     report.show(report.verdicts(run.values))

@@ -88,7 +88,8 @@ class Table:
 
     def _load(self, strategy: Strategy, times: int) -> None:
         peers = self.peers
-        flying = deque(strategy.pick(peers) for _ in range(IN_FLIGHT))
+        flying = deque[Any](strategy.pick(peers) for _ in range(IN_FLIGHT))
+        peer: Any
         for peer in flying:
             peers.begin(peer)
         for _ in range(times):
@@ -102,14 +103,14 @@ class Table:
     async def _direct(self, times: int) -> None:
         peers, numbers = self.peers, self._numbers
         for _ in range(times):
-            peer = Direct(next(numbers)).pick(peers)
+            peer: Any = Direct(next(numbers)).pick(peers)
             peers.begin(peer)
             peers.finish(peer)
 
     async def _direct_by_name(self, times: int) -> None:
         peers, numbers = self.peers, self._numbers
         for _ in range(times):
-            peer = Direct(f"worker-{next(numbers)}").pick(peers)
+            peer: Any = Direct(f"worker-{next(numbers)}").pick(peers)
             peers.begin(peer)
             peers.finish(peer)
 
@@ -156,10 +157,11 @@ async def once(operation: Operation, seconds: float) -> float:
     clock, done = time.perf_counter_ns, 0
     began = clock()
     until = began + int(seconds * 1e9)
-    while clock() < until:
+    while True:
         await operation(BATCH)
         done += BATCH
-    return (clock() - began) / done
+        if (now := clock()) >= until:
+            return (now - began) / done
 
 
 async def measure(seconds: float, rounds: int) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 from typing import Any
 
 TIMEOUT_S = 60.0  # the deadline of every call
@@ -94,32 +93,54 @@ def cpu_s(pid: int) -> float:
     return time.process_time() if pid == os.getpid() else time.clock_gettime((~pid << 3) | 2)
 
 
-async def repeat(ask: Callable[[], Awaitable[Any]], callers: int, seconds: float) -> dict[str, float]:
+class Cpu:
+    """CPU time of both sides since it was made."""
+
+    def __init__(self, server_pid: int) -> None:
+        self._pids = {"client": os.getpid(), "server": server_pid}
+        if server_pid == os.getpid():
+            self._pids = {"both": server_pid}
+        self._began = {side: cpu_s(pid) for side, pid in self._pids.items()}
+
+    def per(self, what: str, count: int) -> dict[str, float]:
+        """Microseconds of each side for one of ``count``."""
+        spent = {side: cpu_s(pid) - self._began[side] for side, pid in self._pids.items()}
+        return {f"{side} us/{what}": seconds / count * 1e6 for side, seconds in spent.items()}
+
+
+async def repeat(
+    ask: Callable[[], Awaitable[Any]], callers: int, seconds: float, server_pid: int | None = None
+) -> dict[str, float]:
     """Calls a second of ``callers`` that each begin the next one when the last has ended."""
     took: list[float] = []
     clock = time.perf_counter
+    cpu = Cpu(server_pid or os.getpid())
     began = clock()
     until = began + seconds
 
     async def caller() -> None:
-        while (asked := clock()) < until:
+        now = clock()
+        while not took or now < until:
+            asked = now
             await ask()
-            took.append(clock() - asked)
+            now = clock()
+            took.append(now - asked)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(callers):
             group.create_task(caller())
-    spent = clock() - began
+    spent, count = clock() - began, len(took)
     took.sort()
     return {
-        "requests/s": len(took) / spent,
-        "p50 ms": took[len(took) // 2] * 1e3,
-        "p99 ms": took[len(took) * 99 // 100] * 1e3,
+        **cpu.per("request", count),
+        "requests/s": count / spent,
+        "p50 ms": took[count // 2] * 1e3,
+        "p99 ms": took[count * 99 // 100] * 1e3,
     }
 
 
 async def streams(
-    calls: Calls, callers: int, items: int, pause: float | None, seconds: float
+    calls: Calls, server_pid: int, callers: int, items: int, pause: float | None, seconds: float
 ) -> dict[str, float]:
     request = {"items": items, "pause": pause}
     ask = calls.ask
@@ -128,7 +149,7 @@ async def streams(
         if (received := await ask(request)) != items:
             raise RuntimeError(f"{received} items came, not {items}")
 
-    result = await repeat(checked, callers, seconds)
+    result = await repeat(checked, callers, seconds, server_pid)
     return {**result, "items/s": result["requests/s"] * items}
 
 
@@ -147,45 +168,43 @@ async def paced(
 
     began = time.process_time()
     await asyncio.gather(*(control() for _ in range(streams)))
-    spent = (time.process_time() - began) / count * 1e6
-    began, server_began, client_began = time.perf_counter(), cpu_s(server_pid), time.process_time()
+    handler = (time.process_time() - began) / count * 1e6
+    cpu, began = Cpu(server_pid), time.perf_counter()
     received = await asyncio.gather(*(calls.ask(request) for _ in range(streams)))
-    took = time.perf_counter() - began
-    client_s, server_s = time.process_time() - client_began, cpu_s(server_pid) - server_began
+    took, used = time.perf_counter() - began, cpu.per("item", count)
     if sum(received) != count:
         raise RuntimeError(f"{sum(received)} items came, not {count}")
-    server_us, client_us = server_s / count * 1e6 - spent, client_s / count * 1e6
-    sides = {"server us/item": server_us, "client us/item": client_us}
-    if server_pid == os.getpid():
-        sides = {"both us/item": server_us}
-    return {**sides, "control us/item": spent, "items/s": count / took}
+    for side in ("server us/item", "both us/item"):
+        if side in used:
+            used[side] -= handler
+    return {**used, "control us/item": handler, "items/s": count / took}
 
 
-async def payload(calls: Calls, size: int, up: bool, seconds: float) -> dict[str, float]:
+async def payload(calls: Calls, server_pid: int, size: int, up: bool, seconds: float) -> dict[str, float]:
     move = calls.give if up else calls.fetch
 
     async def checked() -> None:
         if (received := await move(size)) != size:
             raise RuntimeError(f"{received} bytes came, not {size}")
 
-    result = await repeat(checked, 1, seconds)
+    result = await repeat(checked, 1, seconds, server_pid)
     return {**result, "MB/s": result["requests/s"] * size / 1e6}
 
 
-async def echo(calls: Calls, callers: int, items: int, seconds: float) -> dict[str, float]:
+async def echo(calls: Calls, server_pid: int, callers: int, items: int, seconds: float) -> dict[str, float]:
     async def checked() -> None:
         if (received := await calls.echo(items)) != items:
             raise RuntimeError(f"{received} items came back, not {items}")
 
-    result = await repeat(checked, callers, seconds)
+    result = await repeat(checked, callers, seconds, server_pid)
     return {**result, "items/s": result["requests/s"] * items}
 
 
-async def storm(calls: Calls, callers: int, seconds: float) -> dict[str, float]:
-    return await repeat(calls.leave, callers, seconds)
+async def storm(calls: Calls, server_pid: int, callers: int, seconds: float) -> dict[str, float]:
+    return await repeat(calls.leave, callers, seconds, server_pid)
 
 
-async def connect(calls: Calls, most: int, seconds: float) -> dict[str, float]:
+async def connect(calls: Calls, server_pid: int, most: int, seconds: float) -> dict[str, float]:
     """New clients one after the other, ``most`` at most: some systems hold on to what a client took."""
     took: list[float] = []
     until = time.perf_counter() + seconds
@@ -223,7 +242,6 @@ LOADS: dict[str, Callable[..., Awaitable[dict[str, float]]]] = {
     "connect": connect,
     "idle": idle,
 }
-NEED_SERVER = ("paced", "idle")
 
 
 async def obey(calls: Calls, server_pid: int) -> None:
@@ -237,11 +255,9 @@ async def obey(calls: Calls, server_pid: int) -> None:
         while line := await asyncio.to_thread(sys.stdin.readline):
             options = json.loads(line)
             load = LOADS[options.pop("load")]
-            if load.__name__ in NEED_SERVER:
-                load = partial(load, server_pid=server_pid or os.getpid())
             answer: dict[str, Any]
             try:
-                answer = {"metrics": await load(calls, **options)}
+                answer = {"metrics": await load(calls, server_pid or os.getpid(), **options)}
             except Exception as failure:
                 error = failure
                 while isinstance(error, ExceptionGroup):
