@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -43,6 +44,14 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if args[0] not in COMMANDS and close:
+            ctx.fail(f"no command {args[0]!r}; did you mean {close[0]!r}?")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
@@ -87,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _refuse(error: Exception) -> int:
-    from dynamo.core.errors import ConfigError, DeadlineError, DynamoError, NoInstancesError, RemoteError
+    from dynamo.core.errors import ConfigError, DynamoError, RemoteError
 
     if not isinstance(error, DynamoError):
         raise error
@@ -102,10 +111,7 @@ def _refuse(error: Exception) -> int:
         name = f"the handler raised {name}"
     if isinstance(error, ConfigError) and not error.remote:
         return _complain(f"dynamo: {error}", USAGE)
-    hint = (
-        "; 'dynamo ls' shows what is served" if isinstance(error, (DeadlineError, NoInstancesError)) else ""
-    )
-    return _complain(f"dynamo: {name}{error}{'' if error.remote else hint}", FAILED)
+    return _complain(f"dynamo: {name}{error}", FAILED)
 
 
 def _complain(message: str, code: int) -> int:

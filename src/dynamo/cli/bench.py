@@ -68,6 +68,7 @@ def command(
     """Send the same request many times and measure the answers."""
     import asyncio
 
+    from dynamo.cli.awaiting import await_instance
     from dynamo.cli.loops import fastest_loop
     from dynamo.cli.measuring import Load
 
@@ -78,7 +79,9 @@ def command(
         async with runtime(discovery, request_plane) as ours:
             client = await ours.endpoint(endpoint).client()
             wait_s = ours.settings.instance_wait_s
-            await client.wait_for_instances(timeout_s=wait_s if timeout is None else min(wait_s, timeout))
+            await await_instance(
+                client, instance_of(instance), wait_s if timeout is None else min(wait_s, timeout)
+            )
             async with _progress(load):
                 await load.run(client, request, timeout_s=timeout, instance=instance_of(instance))
 

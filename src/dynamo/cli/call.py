@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from dynamo.cli.options import payload as payload_of
 from dynamo.cli.options import payload_source, runtime, where
 from dynamo.cli.showing import as_json as to_json
 from dynamo.cli.showing import printable
+
+LEAST_S = 0.001  # of a deadline that waiting has used up
 
 
 @click.command(
@@ -50,12 +53,18 @@ def command(
     """Send one request (JSON) and print the items of the answer. Ctrl-C cancels the call at the worker."""
     import asyncio
 
+    from dynamo.cli.awaiting import await_instance
+
     request = payload_of(payload, file)
 
     async def call() -> None:
         async with runtime(discovery, request_plane) as ours:
+            began, wanted = time.monotonic(), instance_of(instance)
             client = await ours.endpoint(endpoint).client()
-            async with client.stream(request, instance=instance_of(instance), timeout_s=timeout) as items:
+            wait_s = ours.settings.instance_wait_s
+            await await_instance(client, wanted, wait_s if timeout is None else min(wait_s, timeout))
+            left_s = None if timeout is None else max(LEAST_S, timeout - (time.monotonic() - began))
+            async with client.stream(request, instance=wanted, timeout_s=left_s) as items:
                 async for item in items:
                     _show(item, as_json)
 

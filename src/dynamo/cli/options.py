@@ -21,11 +21,11 @@ OPTION_NAMES = {
     "discovery_backend": "--discovery",
     "request_plane": "--request-plane",
     "startup_timeout_s": "DYN_STARTUP_TIMEOUT_S",
+    "instance_wait_s": "DYN_INSTANCE_WAIT_S",
 }
 TRY = "try --discovery file"
-BACKEND_WAIT_S = (
-    3.0  # a person waits, and is told no more than what became of it; the variable says otherwise
-)
+BOUNDS = ("startup_timeout_s", "instance_wait_s")
+WAIT_S = 3.0  # for a backend, and for an instance: a person waits. The variables say otherwise
 
 
 def where(command: F) -> F:
@@ -111,10 +111,10 @@ def runtime(discovery: str | None, request_plane: str | None) -> DistributedRunt
     """One that only calls: it does not open the status server that the environment asks of workers."""
     from dynamo.core.distributed import DistributedRuntime
 
-    bounds: dict[str, Any] = {}
-    if not settings(discovery, request_plane).is_set("startup_timeout_s"):
-        bounds["startup_timeout_s"] = BACKEND_WAIT_S
-        logging.getLogger("dynamo.runtime").setLevel(logging.ERROR)
+    chosen = settings(discovery, request_plane)
+    bounds: dict[str, Any] = {name: WAIT_S for name in BOUNDS if not chosen.is_set(name)}
+    if "startup_timeout_s" in bounds:
+        logging.getLogger("dynamo.runtime").setLevel(logging.ERROR)  # the error soon says it all
     return DistributedRuntime(**given(discovery, request_plane), **bounds, system_port=-1)
 
 

@@ -95,7 +95,7 @@ class Direct(Strategy):
         return peers.find(self.target)
 
     def __str__(self) -> str:
-        return f"instance {self.target}" + (f" ({self.target:x})" if isinstance(self.target, int) else "")
+        return f"instance {self.target}"
 
 
 _NAMED: dict[str, type[Strategy]] = {
