@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -29,8 +29,9 @@ EVERYTHING = b"\0"
 MEMORY = Path("/dev/shm")
 
 
-def _die_with_the_tests() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+# A server dies with the thread that started it (PR_SET_PDEATHSIG); told from a program of its own, as a fork
+# of a process that runs gRPC is not safe.
+START = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 class EtcdServer:
@@ -80,9 +81,8 @@ class EtcdServer:
             *("--unsafe-no-fsync", "--log-level", "error", *self._options),
         ]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [PROGRAMS / "etcd", *arguments], stdout=log, stderr=log, preexec_fn=_die_with_the_tests
-            )
+            program = [sys.executable, "-ISc", START, PROGRAMS / "etcd"]
+            self._process = subprocess.Popen([*program, *arguments], stdout=log, stderr=log)
 
     def wait(self) -> None:
         """Until it answers, with a leader."""
@@ -127,6 +127,22 @@ class EtcdServer:
     def lose_disk(self) -> None:
         """What it knew is gone; it must not run."""
         shutil.rmtree(self.folder / "data")
+
+    def backup(self) -> None:
+        """Take one, for ``restore``."""
+        self.ctl("snapshot", "save", str(self.folder / "backup"))
+
+    def restore(self) -> None:
+        """What it knows is what the backup knew; it must not run."""
+        self.lose_disk()
+        subprocess.run(
+            [
+                *(PROGRAMS / "etcdutl", "snapshot", "restore", self.folder / "backup", "--name", self.name),
+                *("--data-dir", self.folder / "data", "--initial-cluster", f"{self.name}={self.peer_url}"),
+                *("--initial-cluster-token", self.name, "--initial-advertise-peer-urls", self.peer_url),
+            ],
+            capture_output=True, timeout=20, check=True,
+        )  # fmt: skip
 
     def close(self) -> None:
         if self._channel is not None:
