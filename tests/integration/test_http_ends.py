@@ -210,3 +210,13 @@ async def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.Monk
         assert not shop.shop.cancelled.is_set()
         for _, writer in (speaking, silent, halting):
             writer.close()
+
+
+async def test_a_body_that_is_too_large_is_refused_before_it_comes() -> None:
+    async with serving(max_body_bytes=100) as shop:
+        reader, writer = await connected(shop)
+        writer.write(asking("/add", b"", b"content-type: application/json", b"content-length: 101"))
+        answer = await within(reader.readuntil(b"\r\n\r\n"))
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"Connection: close" in answer
+        writer.close()
