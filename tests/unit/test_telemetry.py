@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from dynamo.adapters.telemetry.prometheus import BUCKETS, PrometheusTelemetry, Spread
+from dynamo.adapters.telemetry.prometheus import BUCKETS, PrometheusTelemetry
 from dynamo.core.model import EndpointId, Instance
 from dynamo.core.ports.discovery import Put, Removed, Snapshot, Stale
 from dynamo.core.ports.telemetry import Side
@@ -86,11 +86,12 @@ def test_a_duration_falls_into_the_first_bucket_that_holds_it() -> None:
     for after_s in (0.0, BUCKETS[0], BUCKETS[0] * 1.01, BUCKETS[-1], math.inf):
         counts.started()
         counts.ended(after_s, None)
-    assert counts.durations.counts[:2] == [2, 1]
-    assert counts.durations.counts[-2:] == [1, 1]
-    assert sum(counts.durations.counts) == 5
+    assert counts.durations[:2] == [2, 1]
+    assert counts.durations[-2:] == [1, 1]
+    assert sum(counts.durations) == 5
     assert counts.inflight == 0
-    assert len(Spread().counts) == len(BUCKETS) + 1
+    counts.started()
+    assert (counts.begun, counts.inflight) == (6, 1)
 
 
 def test_one_endpoint_is_counted_once_per_side_and_labels() -> None:

@@ -11,7 +11,6 @@ served with.
 
 from __future__ import annotations
 
-import math
 import re
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -34,59 +33,45 @@ CANCELLED = CallCancelledError.__name__
 
 # Seconds. From a call within one host to a long answer of a large model.
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+BOUNDS = (*(str(float(bound)) for bound in BUCKETS), "+Inf")
 
 PREFIXES = {Side.SERVER: "dynamo_component", Side.CLIENT: "dynamo_client"}
 
 
-class Spread:
-    """Durations, by bucket."""
-
-    __slots__ = ("counts", "total_s")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS) + 1)
-        self.total_s = 0.0
-
-    def show(self, metric: Metric, labels: Mapping[str, str]) -> None:
-        seen = 0
-        for bound, count in zip((*BUCKETS, math.inf), self.counts, strict=True):
-            seen += count
-            le = "+Inf" if bound == math.inf else str(float(bound))
-            metric.add_sample(f"{metric.name}_bucket", {**labels, "le": le}, seen)
-        metric.add_sample(f"{metric.name}_count", dict(labels), seen)
-        metric.add_sample(f"{metric.name}_sum", dict(labels), self.total_s)
-
-
 class EndpointCounts(EndpointTelemetry):
-    """What one endpoint, seen from one side, has counted."""
+    """What one endpoint, seen from one side, has counted.
+
+    ``durations`` and ``first_items`` are by bucket, the last one for what is longer than all.
+    """
 
     __slots__ = (
-        "begun", "cancelled", "durations", "errors", "first_items", "inflight", "labels", "refusals",
-        "retries",
+        "begun", "cancelled", "durations", "durations_s", "errors", "first_items", "first_items_s", "labels",
+        "refusals", "retries",
     )  # fmt: skip
 
     def __init__(self, labels: Mapping[str, str]) -> None:
         self.labels = labels
-        self.begun = self.inflight = self.cancelled = 0
-        self.durations, self.first_items = Spread(), Spread()
+        self.begun = self.cancelled = 0
+        self.durations, self.first_items = [0] * (len(BUCKETS) + 1), [0] * (len(BUCKETS) + 1)
+        self.durations_s = self.first_items_s = 0.0
         self.errors: dict[str, int] = {}
         self.refusals: dict[str, int] = {}
         self.retries: dict[str, int] = {}
 
+    @property
+    def inflight(self) -> int:
+        return self.begun - sum(self.durations)
+
     def started(self) -> None:
         self.begun += 1
-        self.inflight += 1
 
     def first_item(self, after_s: float) -> None:
-        spread = self.first_items
-        spread.counts[bisect_left(BUCKETS, after_s)] += 1
-        spread.total_s += after_s
+        self.first_items[bisect_left(BUCKETS, after_s)] += 1
+        self.first_items_s += after_s
 
     def ended(self, after_s: float, error: str | None) -> None:
-        self.inflight -= 1
-        spread = self.durations
-        spread.counts[bisect_left(BUCKETS, after_s)] += 1
-        spread.total_s += after_s
+        self.durations[bisect_left(BUCKETS, after_s)] += 1
+        self.durations_s += after_s
         if error is not None:
             if error == CANCELLED:
                 self.cancelled += 1
@@ -170,13 +155,22 @@ def _requests(prefix: str, side: Side, counts: Iterable[EndpointCounts]) -> Iter
         requests.add_sample(f"{requests.name}_total", dict(one.labels), one.begun)
         inflight.add_sample(inflight.name, dict(one.labels), one.inflight)
         cancelled.add_sample(f"{cancelled.name}_total", dict(one.labels), one.cancelled)
-        one.durations.show(durations, one.labels)
-        one.first_items.show(first_items, one.labels)
+        _add_histogram(durations, one.labels, one.durations, one.durations_s)
+        _add_histogram(first_items, one.labels, one.first_items, one.first_items_s)
         for metric, by_type in ((errors, one.errors), (refused, one.refusals), (retries, one.retries)):
             for error, number in by_type.items():
                 metric.add_sample(f"{metric.name}_total", {**one.labels, "error_type": error}, number)
     yield from (requests, inflight, durations, first_items, cancelled, errors)
     yield refused if side is Side.SERVER else retries
+
+
+def _add_histogram(metric: Metric, labels: Mapping[str, str], counts: list[int], total_s: float) -> None:
+    seen = 0
+    for bound, count in zip(BOUNDS, counts, strict=True):
+        seen += count
+        metric.add_sample(f"{metric.name}_bucket", {**labels, "le": bound}, seen)
+    metric.add_sample(f"{metric.name}_count", dict(labels), seen)
+    metric.add_sample(f"{metric.name}_sum", dict(labels), total_s)
 
 
 def labels_of(endpoint_id: EndpointId, labels: Mapping[str, str]) -> dict[str, str]:
