@@ -139,6 +139,7 @@ def bench(session: nox.Session) -> None:
     if "full" in session.posargs:
         session.run(python, "benchmarks/cancellation.py")
         session.run(python, "benchmarks/limits.py")
+        session.run(python, "benchmarks/scrape.py")
 
 
 @nox.session(default=False)

@@ -105,3 +105,11 @@ def test_limits_are_measured(tmp_path: Path) -> None:
     run(tmp_path, "limits.py", "--transport", "mem")
     rows = written(tmp_path, "limits.json")["rows"]
     assert [row["overrun_bytes"] <= row["bound_bytes"] for row in rows] == [True] * 3
+
+
+def test_what_being_watched_costs_is_measured(tmp_path: Path) -> None:
+    printed = run(tmp_path, "scrape.py", "--seconds", "0.05", "--rounds", "2", "--endpoints", "2")
+    assert "wanted: < 2% of requests/s: " in printed
+    found = written(tmp_path, "scrape.json")
+    assert all(row["requests/s"] > 0 for rows in found["ways"].values() for row in rows)
+    assert found["scrape"]["page_bytes"] > 1000
