@@ -411,6 +411,38 @@ def test_help_documents_examples_and_exit_codes(deployment: Deployment) -> None:
         assert word in done.stdout
 
 
+@pytest.mark.parametrize(
+    "typed,offered",
+    [
+        ("dynamo ", ["serve", "ls", "call", "doctor", "bench"]),
+        ("dynamo do", ["doctor"]),
+        ("dynamo call --ti", ["--timeout"]),
+        ("dynamo call demo.", [GENERATE]),
+        ("dynamo call other.", []),
+        ("dynamo ls --discovery file:///nowhere ", []),
+        ("dynamo bench --discovery fiel ", []),
+    ],
+)
+def test_a_shell_completes_commands_options_and_endpoints(
+    deployment: Deployment, typed: str, offered: list[str]
+) -> None:
+    *_, last = words = typed.split(" ")
+    done = deployment.run(
+        _DYNAMO_COMPLETE="bash_complete",
+        COMP_WORDS=typed,
+        COMP_CWORD=str(len(words) - 1 if last else len(typed.split())),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [f"plain,{one}" for one in offered]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_script(deployment: Deployment, shell: str) -> None:
+    done = deployment.run(_DYNAMO_COMPLETE=f"{shell}_source")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"_DYNAMO_COMPLETE={shell}_complete" in done.stdout
+
+
 def test_the_version_is_the_distributions(deployment: Deployment) -> None:
     from importlib.metadata import version
 

@@ -34,8 +34,13 @@ Exit codes:
 \b
 Where it looks is what the environment says (DYN_DISCOVERY_BACKEND, DYN_REQUEST_PLANE, ...: see
 `dynamo doctor`), or --discovery and --request-plane. Colours are for terminals; NO_COLOR=1 turns
-them off. For completion put this into ~/.bashrc (zsh and fish likewise):
-  eval "$(_DYNAMO_COMPLETE=bash_source dynamo)"
+them off.
+
+\b
+Completion of commands, options and endpoints:
+  eval "$(_DYNAMO_COMPLETE=bash_source dynamo)"     in ~/.bashrc
+  eval "$(_DYNAMO_COMPLETE=zsh_source dynamo)"      in ~/.zshrc
+  _DYNAMO_COMPLETE=fish_source dynamo | source      in ~/.config/fish/config.fish
 """
 
 

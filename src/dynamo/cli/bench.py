@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dynamo.cli.completing import endpoint_paths
 from dynamo.cli.options import instance as instance_of
 from dynamo.cli.options import payload as payload_of
 from dynamo.cli.options import payload_source, runtime, where
@@ -37,7 +38,7 @@ has ended, so a slow worker is asked less. Retries are part of a request's time,
 for the first ones. Exit code 1 if a request failed; Ctrl-C prints what there is so far.
 """,
 )
-@click.argument("endpoint", metavar="NAMESPACE.COMPONENT.ENDPOINT")
+@click.argument("endpoint", metavar="NAMESPACE.COMPONENT.ENDPOINT", shell_complete=endpoint_paths)
 @payload_source
 @click.option(
     "-c", "--concurrency", type=click.IntRange(1, 100_000), default=64, show_default=True,

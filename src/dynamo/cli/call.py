@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from dynamo.cli.completing import endpoint_paths
 from dynamo.cli.options import instance as instance_of
 from dynamo.cli.options import payload as payload_of
 from dynamo.cli.options import payload_source, runtime, where
@@ -32,7 +33,7 @@ Examples:
 Text is printed as it is, other items as JSON, one a line; with --json all are JSON.
 """,
 )
-@click.argument("endpoint", metavar="NAMESPACE.COMPONENT.ENDPOINT")
+@click.argument("endpoint", metavar="NAMESPACE.COMPONENT.ENDPOINT", shell_complete=endpoint_paths)
 @payload_source
 @click.option("--json", "as_json", is_flag=True, help="Every item as one line of JSON.")
 @click.option("--instance", metavar="ID|NAME", help="Ask this instance and no other.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from dynamo.cli.completing import endpoint_paths
 from dynamo.cli.options import settings, where
 
 
@@ -24,7 +25,7 @@ Requests are known of processes that have a status server (DYN_SYSTEM_PORT): all
 for a second at most, and again every two seconds with --watch.
 """,
 )
-@click.argument("path", required=False)
+@click.argument("path", required=False, shell_complete=endpoint_paths)
 @click.option("--json", "as_json", is_flag=True, help="A JSON array; with --watch one JSON object a change.")
 @click.option("--watch", "-w", is_flag=True, help="Follow the changes.")
 @click.option(
