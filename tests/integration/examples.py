@@ -72,11 +72,13 @@ class Stage:
         self.programs: list[Program] = []
 
     def start(self, *arguments: str, merged: bool = False) -> Program:
-        """Start a Python program; with ``merged`` its stderr is part of its output."""
+        """Start a Python program; with ``merged`` its stderr is part of its output, as its framework logs
+        there, whose own warnings are no errors either.
+        """
         errors = self._tmp_path / f"stderr-{len(self.programs)}"
         with errors.open("w") as file:
             process = subprocess.Popen(
-                [sys.executable, "-W", "error", *arguments],
+                [sys.executable, *([] if merged else ["-W", "error"]), *arguments],
                 cwd=self._folder, env=self.env, text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT if merged else file,

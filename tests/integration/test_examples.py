@@ -24,6 +24,15 @@ def test_the_index_names_every_example() -> None:
     assert there == {link.partition("/")[0] for link in links if not link.startswith(("..", "http"))}
 
 
+@pytest.mark.parametrize(
+    "page", [EXAMPLES.parent / "README.md", EXAMPLES / "README.md"], ids=["root", "examples"]
+)
+def test_a_readme_links_to_what_is_there(page: Path) -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
+    assert links
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 def test_the_quickstart_is_the_readmes_first_example(tmp_path: Path) -> None:
     first = SNIPPET.search((EXAMPLES.parent / "README.md").read_text())
     assert first is not None
