@@ -99,10 +99,12 @@ class SqliteLease(Lease):
 
 
 class SqliteDiscovery(Discovery):
-    capability = CAPABILITY
-
     def __init__(self, path: str) -> None:
         self._path, self._uri = path, f"file:{path}?mode=rw"
+
+    @property
+    def capability(self) -> Capability:
+        return CAPABILITY
 
     @contextmanager
     def database(self) -> Iterator[sqlite3.Connection]:
