@@ -331,7 +331,11 @@ class _End(asyncio.Protocol):
                 break
             self._held.popleft()
             if not data:
-                sink.write_eof()
+                try:
+                    sink.write_eof()
+                except OSError:  # that side reset its socket, and its loop has yet to learn it
+                    self._link.broke()
+                    return
                 self.end_delivered = True
                 self._link.finished()
                 return
