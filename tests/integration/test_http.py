@@ -111,9 +111,16 @@ async def test_items_come_as_they_are_made(shop: Served) -> None:
         ("POST", "/breaks", b'{"after": 0, "kind": "NoInstancesError"}', {}, 503, "a secret"),
         ("POST", "/breaks", b'{"after": 0, "kind": "DrainingError"}', {}, 503, "a secret"),
         ("POST", "/breaks", b'{"after": 0, "kind": "DeadlineError"}', {}, 504, "a secret"),
-        ("POST", "/breaks", b'{"after": 0, "kind": "StreamBrokenError"}', {}, 502, "a secret"),
+        (
+            "POST",
+            "/breaks",
+            b'{"after": 0, "kind": "StreamBrokenError"}',
+            {},
+            502,
+            "with StreamBrokenError; the log",
+        ),
         ("POST", "/fails_behind", b'"RemoteError"', {}, 502, "a service behind it failed with RemoteError"),
-        ("POST", "/fails_behind", b'"BadPayloadError"', {}, 502, "failed with BadPayloadError; its log"),
+        ("POST", "/fails_behind", b'"BadPayloadError"', {}, 502, "failed with BadPayloadError; the log"),
         ("POST", "/fails_behind", b'"OverloadedError"', {}, 429, "over there"),
     ],
 )

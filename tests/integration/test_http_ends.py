@@ -180,7 +180,7 @@ async def test_a_stream_that_outlasts_the_drain_is_cut_and_told() -> None:
                 assert await anext(lines) == '"first"'
                 ending = shop.runtime.shutdown()
                 problem = json.loads(await within(anext(lines)))["error"]
-                assert (problem["status"], problem["error"]) == (502, "StreamBrokenError")
+                assert (problem["status"], problem["error"]) == (503, "StreamBrokenError")
                 await anext(lines)
         assert shop.shop.cancelled.is_set()
         await within(ending)

@@ -31,6 +31,13 @@ STALL_S = 60.0  # for a reader that takes nothing
 _READ = ("GET", "HEAD")
 
 
+def _shut_down() -> Refusal:
+    why = "the server was shut down before the answer ended"
+    refusal = Refusal(503, why, members={"error": "StreamBrokenError"})
+    refusal.__cause__ = StreamBrokenError(why)
+    return refusal
+
+
 class HttpRoutes:
     """Answers requests; ``drain`` is the way out, which the end of the runtime begins by itself."""
 
@@ -100,7 +107,7 @@ class HttpRoutes:
             opened.admission.turn_away(DrainingError(f"{opened.route.endpoint} is being withdrawn here"))
         await self._all_ended(self._settings.graceful_shutdown_timeout_s)
         for call in list(self._calls):
-            call.cut(StreamBrokenError("the server was shut down before the answer ended"))
+            call.cut(_shut_down())
         await self._all_ended(CANCEL_S)
 
     async def _all_ended(self, bound_s: float) -> None:

@@ -78,8 +78,8 @@ class Refusal(Exception):
 def problem_of(error: BaseException, endpoint: str) -> Problem:
     """What a client is told of an error that a method raised.
 
-    Texts of our own errors about calls name what was called, and are passed on. Those of other exceptions,
-    here or in a service behind, may hold anything: they stay in the log.
+    Texts of our own errors about what was called and cannot be had are passed on. Those of what broke hold
+    addresses, and those of other exceptions, here or in a service behind, anything: they stay in the log.
     """
     if isinstance(error, Refusal):
         return error.problem
@@ -94,10 +94,8 @@ def problem_of(error: BaseException, endpoint: str) -> Problem:
             return Problem(status=503, detail=str(error), headers=retry, members=members)
         case DeadlineError():
             return Problem(status=504, detail=str(error), members=members)
-        case StreamBrokenError() | WireError() | CardinalityError():
-            return Problem(status=502, detail=str(error), members=members)
-        case DynamoError(remote=True):
+        case StreamBrokenError() | WireError() | CardinalityError() | DynamoError(remote=True):
             kind = getattr(error, "type_name", "") or kind
-            detail = f"{endpoint}: a service behind it failed with {kind}; its log says why"
+            detail = f"{endpoint}: a service behind it failed with {kind}; the log says why"
             return Problem(status=502, detail=detail, members={"error": kind})
     return Problem(status=500, detail=f"{endpoint} failed with {kind}; the log says why", members=members)
