@@ -18,10 +18,10 @@ COMMANDS = ("serve", "ls", "call", "doctor", "bench")
 
 EPILOG = """\b
 Examples:
-  dynamo serve hello:Frontend -f config.yaml        run a service and all that it depends on
-  dynamo ls                                         what is served, and where
+  dynamo serve hello:Frontend -f config.yaml    a service and what it needs
+  dynamo ls                                     what is served, and where
   dynamo call demo.backend.generate '{"prompt": "hi"}'
-  dynamo doctor                                     what is configured, and what is wrong
+  dynamo doctor                                 what is set, and what is wrong
   dynamo bench demo.backend.generate '{"prompt": "hi"}' -c 64 -n 10000
 
 \b
@@ -31,16 +31,15 @@ Exit codes:
   2    a mistake in the command line, a variable or an option
   130  interrupted by Ctrl-C
 
-\b
 Where it looks is what the environment says (DYN_DISCOVERY_BACKEND, DYN_REQUEST_PLANE, ...: see
 `dynamo doctor`), or --discovery and --request-plane. Colours are for terminals; NO_COLOR=1 turns
 them off.
 
 \b
 Completion of commands, options and endpoints:
-  eval "$(_DYNAMO_COMPLETE=bash_source dynamo)"     in ~/.bashrc
-  eval "$(_DYNAMO_COMPLETE=zsh_source dynamo)"      in ~/.zshrc
-  _DYNAMO_COMPLETE=fish_source dynamo | source      in ~/.config/fish/config.fish
+  ~/.bashrc         eval "$(_DYNAMO_COMPLETE=bash_source dynamo)"
+  ~/.zshrc          eval "$(_DYNAMO_COMPLETE=zsh_source dynamo)"
+  config.fish       _DYNAMO_COMPLETE=fish_source dynamo | source
 """
 
 

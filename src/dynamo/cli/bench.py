@@ -32,7 +32,6 @@ Examples:
   dynamo bench demo.backend.generate '{"prompt": "hi"}' -c 256 -n 100000
   dynamo bench demo.backend.generate -f request.json --timeout 2 --json
 
-\b
 The loop is closed: each of the -c callers sends its next request when the answer to the last one
 has ended, so a slow worker is asked less. Retries are part of a request's time, and so is dialling
 for the first ones. Exit code 1 if a request failed; Ctrl-C prints what there is so far.

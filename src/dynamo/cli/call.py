@@ -29,7 +29,6 @@ Examples:
   dynamo call demo.backend.generate --file request.json --json | jq .
   echo '{"prompt": "hi"}' | dynamo call demo.backend.generate -
 
-\b
 Text is printed as it is, other items as JSON, one a line; with --json all are JSON.
 """,
 )

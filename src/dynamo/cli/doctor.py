@@ -23,9 +23,8 @@ MARKS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "bold
 Examples:
   dynamo doctor
   dynamo doctor --discovery file:///shared/dynamo
-  dynamo doctor | grep ^wrong            one line a finding: ok, note or wrong, then what and why
+  dynamo doctor | grep ^wrong            piped: one line a finding
 
-\b
 Exit code 1 if anything is wrong; a note alone is not.
 """,
 )
@@ -58,6 +57,7 @@ def _show(findings: list[Finding]) -> None:
             click.echo(f"{one.level:5}  {one.topic}: {one_line(one.text)}{remedy}")
         return
     from rich.padding import Padding
+    from rich.table import Table
     from rich.text import Text
 
     topic = ""
@@ -66,9 +66,11 @@ def _show(findings: list[Finding]) -> None:
             topic = one.topic
             out.print(Text(topic, style="bold"))
         mark, style = MARKS[one.level]
-        out.print(Padding(Text.assemble((f"{mark} ", style), one_line(one.text)), (0, 0, 0, 2)))
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(Text(mark, style=style), Text(one_line(one.text)))
         if one.remedy:
-            out.print(Padding(Text(f"→ {one_line(one.remedy)}", style="cyan"), (0, 0, 0, 4)))
+            grid.add_row("", Text(f"→ {one_line(one.remedy)}", style="cyan"))
+        out.print(Padding(grid, (0, 0, 0, 2)))
     wrong = sum(one.level == "wrong" for one in findings)
     summary = (
         "nothing is wrong" if not wrong else f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong"

@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
     from dynamo.cli.listing import Table
 
+THOUSANDS = 10_000  # from here on requests are shown in thousands
 RIGHT = (False, False, False, True, True)  # which columns are numbers
 
 
 def _brief(addresses: tuple[str, ...]) -> str:
-    """Unix sockets, which only this host can dial and whose names fill a line, as a word beside others."""
+    """Without Unix sockets where there are others: only this host dials them, and their names fill a line."""
     others = [address for address in addresses if not address.startswith("unix://")]
-    if others and len(others) < len(addresses):
-        others.append("(unix)")
     return one_line(" ".join(others or addresses))
 
 
@@ -114,7 +113,9 @@ def brief_age(seconds: int | None) -> str:
 
 
 def brief_requests(seen: Requests | None) -> str:
+    """How many in all, and how many more run now."""
     if seen is None:
         return ""
-    now = f" ({seen.inflight:,} now)" if seen.inflight else ""
-    return f"{seen.total:,} req{now}"
+    now = f" +{seen.inflight:,}" if seen.inflight else ""
+    total = f"{seen.total:,}" if seen.total < THOUSANDS else f"{seen.total // 1000:,}k"
+    return f"{total} req{now}"

@@ -17,10 +17,10 @@ Examples:
   dynamo ls demo.backend                 one component
   dynamo ls '*.backend' --json           as JSON, for programs
   dynamo ls --watch                      as it changes, until Ctrl-C
-  dynamo ls | grep draining              one line an instance, with tabs between its fields
+  dynamo ls | grep draining              piped: one line an instance
 
-\b
-The fields of a line: endpoint, id, phase, name, addresses, age in seconds, requests; - is unknown.
+Piped, a line has tabs between its fields: endpoint, id, phase, name, addresses, age in seconds,
+requests; - is unknown.
 Requests are known of processes that have a status server (DYN_SYSTEM_PORT): all are asked at once,
 for a second at most, and again every two seconds with --watch.
 """,

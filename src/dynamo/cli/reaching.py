@@ -17,7 +17,7 @@ from dynamo.core.ports.discovery import Discovery, Snapshot
 from dynamo.core.ports.request_plane import RequestPlane
 
 AT_A_TIME = 50
-UNREACHABLE = "see whether its process lives, and whether its host and port can be reached from here"
+UNREACHABLE = "see whether its process lives, can be reached from here, and is set up as this side is"
 
 
 async def backends(settings: Settings, timeout_s: float) -> list[Finding]:
@@ -122,7 +122,7 @@ class Planes:
 
 
 async def _trouble(one: Instance, planes: Planes, timeout_s: float) -> str | None:
-    """Why none of its addresses can be dialled; None if one can."""
+    """Why none of its addresses can be dialled, in the words of the last; None if one can."""
     troubles: list[str] = []
     try:
         async with asyncio.timeout(timeout_s):
@@ -141,7 +141,7 @@ async def _trouble(one: Instance, planes: Planes, timeout_s: float) -> str | Non
                 troubles.append(health.detail)
     except TimeoutError:
         troubles.append(f"no answer in {timeout_s:g} s from {', '.join(one.addresses)}")
-    return "; ".join(troubles) or "its record has no address"
+    return troubles[-1] if troubles else "its record has no address"
 
 
 async def _request_plane(settings: Settings, timeout_s: float) -> list[Finding]:

@@ -18,16 +18,17 @@ from dynamo.cli.options import settings, where
 Examples:
   dynamo serve hello:Frontend --discovery file
   dynamo serve hello:Frontend -f config.yaml --Backend.workers=3
-  dynamo serve hello:Frontend --service-name Backend     only that one of them, as on another host
-  dynamo serve hello:Frontend -f config.yaml --dry-run   check it and show what would run
-  dynamo serve hello:Frontend --reload       while writing it: each save replaces the workers
+  dynamo serve hello:Frontend --service-name Backend     that one alone
+  dynamo serve hello:Frontend -f config.yaml --dry-run   only check it
+  dynamo serve hello:Frontend --reload                   while you write it
 
-\b
 A worker that ends is started again, after a pause that grows while it keeps ending. Ctrl-C (or SIGTERM)
 drains all, callers before those they call, and exits with 0; a second Ctrl-C stops at once, with 130.
---reload watches the Python files in the folder of MODULE, or of its outermost package, and -f's file.
-Code that cannot be imported is told, and what runs is kept until it can. Workers that are replaced have
-five seconds for the calls that they have.
+
+--reload watches the Python files in the folder of MODULE, or of its outermost package, and the file of -f.
+A save replaces the workers, which have five seconds for the calls that they have; where it cannot be
+imported you are told, and what runs is kept until it can.
+
 Where DYN_SYSTEM_PORT or DYN_TCP_RPC_PORT is set, each worker takes the next port from there.
 """,
 )
