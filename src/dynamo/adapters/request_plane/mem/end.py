@@ -132,9 +132,14 @@ class End(Channel):
             and not self._queued
             and not self._output_over
         ):
-            self._output_over = end
             self._credit = credit
-            self._transmit(payload, end)
+            if end:
+                self._output_over = True
+                self._transmit(payload, end)
+            else:
+                self._outbox.append(payload)
+                if not self._scheduled:
+                    self._schedule()
             return self._has_room
         check_size(payload, self._limit)
         if not self._output_over:
@@ -161,13 +166,15 @@ class End(Channel):
             self._ask()
             return None
         payload = self._inbox.popleft()
-        cost, window = cost_of(payload), self._window
+        cost, window = len(payload) + ITEM_COST, self._window
         self._received += 1
-        self._owed += min(cost, window)
-        if 2 * self._owed > window:
-            self._schedule()
-        if cost > window:
+        if cost <= window:
+            self._owed += cost
+        else:
+            self._owed += window
             self._release()
+        if 2 * self._owed > window and not self._scheduled:
+            self._schedule()
         return payload
 
     @property
@@ -277,7 +284,9 @@ class End(Channel):
         if not self._input_over:
             self._asking = False
             self._inbox.append(payload)
-            wake(self._readable)
+            if (waiter := self._readable) is not None:
+                self._readable = None
+                wake(waiter)
 
     def _end_input(self, error: DynamoError | None) -> None:
         self._input_over, self._error = True, error
