@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -22,6 +23,7 @@ from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, MissingExtraError
 from dynamo.core.model import EndpointId, Instance, Scope
 from dynamo.core.ports.discovery import Identity, Snapshot
+from dynamo.runtime import DistributedRuntime
 
 pytestmark = pytest.mark.anyio
 
@@ -318,6 +320,35 @@ async def test_workers_of_several_kinds_share_a_host_without_being_told_their_po
             await third.identity(PREFILL)
         with pytest.raises(ConfigError, match=r"^demo\.backend\.other is not declared in DYN_STATIC_INST"):
             await third.identity(EndpointId.parse("demo.backend.other"))
+
+
+async def test_runtimes_take_on_the_address_of_what_they_serve_first() -> None:
+    async def answer(request: str) -> str:
+        return request
+
+    one, two = free_ports(2)
+    backend_at, prefill_at = f"tcp://127.0.0.1:{one}#1", f"tcp://127.0.0.1:{two}#2"
+    options: dict[str, Any] = {
+        "discovery": "static",
+        "static_instances": f"demo.backend.generate={backend_at};demo.backend.load={backend_at};"
+        f"demo.prefill.generate={prefill_at}",
+        "request_plane": "tcp",
+        "drain_grace_s": 0.0,
+    }
+    async with DistributedRuntime(**options) as prefill, DistributedRuntime(**options) as backend:
+        async with (
+            prefill.endpoint(str(PREFILL)).serve(answer),
+            backend.endpoint(str(GENERATE)).serve(answer),
+        ):
+            assert (prefill.connection_id(), backend.connection_id()) == (2, 1)
+            async with backend.endpoint("demo.backend.load").serve(answer):
+                client = await prefill.endpoint("demo.backend.load").client()
+                assert await client.call("x", timeout_s=5) == "x"
+            with pytest.raises(
+                ConfigError, match=r"^demo\.prefill\.generate is served at .*; declare it here"
+            ):
+                async with backend.endpoint(str(PREFILL)).serve(answer):
+                    pass
 
 
 async def test_behind_a_translated_address_the_settings_must_say_who_we_are() -> None:
