@@ -188,21 +188,34 @@ class EtcdServer:
         stubs.KVStub(self.channel).DeleteRange(request, timeout=5, wait_for_ready=True)
 
     def compact(self) -> None:
-        """Forget all history."""
+        """Forget all history; where there is none is fine."""
         request = pb.CompactionRequest(revision=self.range().header.revision, physical=True)
-        stubs.KVStub(self.channel).Compact(request, timeout=5)
+        try:
+            stubs.KVStub(self.channel).Compact(request, timeout=5)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.OUT_OF_RANGE:
+                raise
 
     def leases(self) -> list[int]:
         answer = stubs.LeaseStub(self.channel).LeaseLeases(pb.LeaseLeasesRequest(), timeout=5)
         return [lease.ID for lease in answer.leases]
 
+    def grant(self, lease: int, ttl_s: int = 600) -> None:
+        request = pb.LeaseGrantRequest(ID=lease, TTL=ttl_s)
+        stubs.LeaseStub(self.channel).LeaseGrant(request, timeout=5, wait_for_ready=True)
+
+    def revoke(self, lease: int) -> None:
+        """End it; one that ended by itself is fine."""
+        request = pb.LeaseRevokeRequest(ID=lease)
+        try:
+            stubs.LeaseStub(self.channel).LeaseRevoke(request, timeout=5, wait_for_ready=True)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+
     def revoke_all(self) -> None:
         for lease in self.leases():
-            try:
-                stubs.LeaseStub(self.channel).LeaseRevoke(pb.LeaseRevokeRequest(ID=lease), timeout=5)
-            except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.NOT_FOUND:  # it ended by itself
-                    raise
+            self.revoke(lease)
 
     def empty(self) -> None:
         """No key and no lease is left."""

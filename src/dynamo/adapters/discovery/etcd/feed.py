@@ -1,10 +1,13 @@
-"""What is under some keys, followed: a listing at revision r, then every change from r + 1 on.
+"""What is under some keys, followed: a listing at revision r, then every change after r.
 
 A stream of etcd's can die in silence, skip what was compacted, or belong to a cluster whose disk was
 replaced. So:
 
-- Each range goes on at the ``mod_revision`` of the last event seen, plus one. Revisions in headers are the
-  store's, not the watcher's: going on from those loses events.
+- Each range goes on at the ``mod_revision`` of the last event seen. Revisions in headers are the store's,
+  not the watcher's: going on from those loses events.
+- It goes on at that revision, not at the next, and passes over what it has seen: in many servers (3.5.1 among
+  them; etcd issues 18089 and 19179) a compaction also takes the deletions of the very revision that it names,
+  and a watch from there misses them without a word. One from below is told.
 - Answers to progress requests prove that the stream is alive, and nothing else: before 3.4.25 and 3.5.8 they
   overtake events.
 - After a break it goes on only if the store still has, at the last revision seen, the newest key that we
@@ -132,7 +135,7 @@ class Feed:
         try:
             for number, one in enumerate(self._ranges):
                 create = pb.WatchCreateRequest(
-                    key=one.key, range_end=one.end, start_revision=self._seen[number] + 1, watch_id=number + 1
+                    key=one.key, range_end=one.end, start_revision=self._seen[number], watch_id=number + 1
                 )
                 await call.write(pb.WatchRequest(create_request=create))
             await self._read(member, call)
@@ -150,7 +153,7 @@ class Feed:
     async def _read(self, member: Member, call: Any) -> None:
         config = self._cluster.config
         quiet_s = min(QUIET_S, config.ttl_s / 2) * random.uniform(0.8, 1.0)
-        created, asked = 0, False
+        created, asked, passed = 0, False, list(self._seen)
         reading = asyncio.ensure_future(call.read())  # cancelling a read would cancel the stream
         try:
             while True:
@@ -178,7 +181,8 @@ class Feed:
                         self._delays = backoff(FIRST_DELAY_S, LONGEST_DELAY_S)
                         if self._blind_since is not None:
                             self._tell()
-                self._fold(answer)
+                if answer.events:
+                    self._fold(answer.watch_id - 1, passed[answer.watch_id - 1], answer.events)
                 reading = asyncio.ensure_future(call.read())
         finally:
             reading.cancel()
@@ -195,12 +199,11 @@ class Feed:
             self._cluster.forget_token()
         raise UnavailableError(f"etcd at {member.endpoint} ended the watch: {reason}")
 
-    def _fold(self, answer: Any) -> None:
-        number = answer.watch_id - 1
-        if not answer.events:
-            return
-        for event in answer.events:
+    def _fold(self, number: int, passed: int, events: Sequence[Any]) -> None:
+        for event in events:
             kv = event.kv
+            if kv.mod_revision <= passed:
+                continue
             self._seen[number] = max(self._seen[number], kv.mod_revision)
             if event.type == DELETE:
                 self._known.pop(kv.key, None)
