@@ -73,6 +73,12 @@ class Fails:
     async def generate(self) -> int:
         return 1
 """
+LATE_MISTAKE = """workers=2)
+class Backend:
+    def __init__(self) -> None:
+        from dynamo.runtime import ConfigError
+        raise ConfigError("no model at /nowhere")
+"""
 ALL_UP = "up: Backend 2/2, Frontend 1/1"
 
 
@@ -206,6 +212,12 @@ def test_saved_code_replaces_the_workers_and_what_does_not_import_keeps_them(fol
         assert "changed: hello.py" in until(serving, "changed:")[-1]
         assert until(serving, "up: Backend 1/1")[0].endswith("restarting: Backend 1/1")
         assert answer() == "ONE\nTWO\n"
+        hello.write_text(HELLO.replace("workers=2)\nclass Backend:", LATE_MISTAKE))
+        lines = until(serving, "Backend/0 waits for the next change of the code")
+        assert any("ConfigError: no model at /nowhere" in line for line in lines)
+        hello.write_text(HELLO)
+        until(serving, "up: Backend 1/1")
+        assert answer() == "one\ntwo\n"
         serving.send_signal(signal.SIGINT)
         assert serving.wait(timeout=BOUND_S) == 0
 

@@ -82,7 +82,7 @@ class Supervisor:
                         await self._replace(plan)
                     else:
                         self._printer.say("what runs is kept until it is mended")
-        except OSError as error:  # no inotify watch left, say
+        except Exception as error:  # no inotify watch left, say; its class is watchfiles' own affair
             self._printer.say(f"changes of the code are no longer seen: {error}")
 
     async def _replace(self, plan: Plan) -> None:
