@@ -130,6 +130,20 @@ def test_a_package_that_is_not_installed_is_told_with_the_command_that_does(
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
+def test_another_name_of_an_adapter_is_installed_by_the_extra_of_the_first(
+    port: Registry[Any], install: Install, tmp_path: Path
+) -> None:
+    install("far-away", "far", "far_adapter:open_far", "import no_such_client")
+    info = tmp_path / "far-away" / "far-away-1.0.dist-info"
+    with (info / "METADATA").open("a") as metadata:
+        metadata.write("Provides-Extra: far\n")
+    with (info / "entry_points.txt").open("a") as points:
+        points.write("distant = far_adapter:open_far\n")
+    for scheme in ("far", "distant"):
+        with pytest.raises(MissingExtraError, match=rf"{scheme!r} needs .* install 'far-away\[far\]'"):
+            port.open(scheme, SETTINGS)
+
+
 @pytest.mark.parametrize(
     "source,words",
     [

@@ -18,7 +18,7 @@ from dynamo.core.ports.request_plane import RequestPlane
 from dynamo.core.ports.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoints
+    from importlib.metadata import EntryPoint, EntryPoints
 
     from dynamo.core.distributed import DistributedRuntime
 
@@ -86,10 +86,16 @@ class Factories(Generic[F]):
                 ) from error
             raise MissingExtraError(
                 f"{variable}: {scheme!r} needs the package {missing!r}: "
-                f"pip install '{distribution}[{scheme}]'"
+                f"pip install '{distribution}[{self._extra(point)}]'"
             ) from error
         self._factories[scheme] = factory
         return factory
+
+    def _extra(self, point: EntryPoint) -> str:
+        """What brings the packages of this adapter: the extra of its scheme, or of another name of it."""
+        extras = (point.dist.metadata.get_all("Provides-Extra") if point.dist else None) or ()
+        others = (one.name for one in _entry_points(self._group) if one.value == point.value)
+        return next((name for name in (point.name, *others) if name in extras), point.name)
 
 
 class Registry(Factories[Factory[P]]):
