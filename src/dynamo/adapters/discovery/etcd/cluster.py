@@ -191,21 +191,25 @@ class Cluster:
         request = pb.TxnRequest(compare=compare, success=success, failure=failure)
         return await self.call(lambda m, how: m.kv.Txn(request, **how), bound_s=self.config.answer_s)
 
-    async def grant(self, lease_id: int) -> int:
-        """A lease under this id, which is returned; if it is taken, under one that the server chooses."""
-        request = pb.LeaseGrantRequest(ID=lease_id, TTL=self.config.ttl_s)
+    async def grant(self, lease_id: int) -> tuple[int, float]:
+        """A lease under this id or, if that is taken, under one that the server chooses; and when the request
+        was sent that was granted.
+        """
         try:
-            answer = await self.call(
-                lambda m, how: m.lease.LeaseGrant(request, **how), bound_s=self.config.answer_s, patient=True
-            )
+            return await self._grant(lease_id)
         except RefusedError as error:
             if error.code is not grpc.StatusCode.FAILED_PRECONDITION:
                 raise
-            request = pb.LeaseGrantRequest(TTL=self.config.ttl_s)
-            answer = await self.call(
-                lambda m, how: m.lease.LeaseGrant(request, **how), bound_s=self.config.answer_s, patient=True
-            )
-        return int(answer.ID)
+        return await self._grant(0)
+
+    async def _grant(self, lease_id: int) -> tuple[int, float]:
+        request = pb.LeaseGrantRequest(ID=lease_id, TTL=self.config.ttl_s)
+
+        async def ask(member: Member, how: dict[str, Any]) -> tuple[int, float]:
+            sent = time.monotonic()
+            return int((await member.lease.LeaseGrant(request, **how)).ID), sent
+
+        return await self.call(ask, bound_s=self.config.answer_s, patient=True)
 
     async def revoke(self, lease_id: int, *, bound_s: float) -> None:
         """End a lease and everything under it; one that is gone is fine."""

@@ -49,7 +49,7 @@ class OwnLease(Listener):
         self._turns, self._on_lost = turns, on_lost
         self._lease_id = 0
         self._renewed_at = 0.0
-        self._granting: asyncio.Task[int] | None = None
+        self._granting: asyncio.Task[tuple[int, float]] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._wanted: dict[EndpointId, bytes] = {}
         self._moved = asyncio.Event()  # other keys are wanted
@@ -60,10 +60,9 @@ class OwnLease(Listener):
 
     async def take(self) -> None:
         """Ask for it, under the instance id if that is free. Raises UnavailableError, AuthError."""
-        sent = time.monotonic()
         self._granting = asyncio.ensure_future(self._cluster.grant(self.instance_id))
-        self._lease_id = await asyncio.shield(self._granting)  # if we are cancelled, `end` gives it back
-        self._renewed_at = sent
+        granted = await asyncio.shield(self._granting)  # if we are cancelled, `end` gives it back
+        self._lease_id, self._renewed_at = granted
         self._tasks = [asyncio.ensure_future(work) for work in (self._keep(), self._guard(), self._mend())]
 
     async def end(self) -> None:
@@ -83,7 +82,7 @@ class OwnLease(Listener):
             granting.cancel()
         elif not self.reason and not granting.cancelled() and granting.exception() is None:
             try:
-                await self._cluster.revoke(granting.result(), bound_s=END_S)
+                await self._cluster.revoke(granting.result()[0], bound_s=END_S)
             except DynamoError:
                 pass  # it ends by itself
 
