@@ -282,7 +282,9 @@ def test_the_default_backend_without_its_packages_points_at_those_without_a_serv
     for name in [name for name in sys.modules if name.startswith("dynamo.adapters.discovery.etcd")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "grpc", None)
-    with pytest.raises(MissingExtraError, match=r"'grpc'.*\[etcd\].*\(the default\).*mem \(one process\)"):
+    with pytest.raises(
+        MissingExtraError, match=r"'grpc'.*\[etcd\].*'etcd' is the default.*mem \(one process\)"
+    ):
         DistributedRuntime()
 
 
