@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
 
 from dynamo.core.context import Context
@@ -103,7 +104,7 @@ class Exchange:
         self._opening: asyncio.Event | None = None
         out.active.add(self)
         if out.telemetry is not None:
-            self.began_at = out.loop.time()
+            self.began_at = monotonic()  # uvloop's own time has milliseconds only
             out.telemetry.started()
 
     # What the client sets up
@@ -274,7 +275,7 @@ class Exchange:
         """The first item of the present attempt."""
         out = self.out
         if not self.answered and out.telemetry is not None:
-            out.telemetry.first_item(out.loop.time() - self.began_at)
+            out.telemetry.first_item(monotonic() - self.began_at)
         self.answered = True
         if self.resume is None:
             self.request = None
@@ -383,9 +384,7 @@ class Exchange:
         out.active.discard(self)
         self._interrupt()
         if out.telemetry is not None:
-            out.telemetry.ended(
-                out.loop.time() - self.began_at, None if error is None else type(error).__name__
-            )
+            out.telemetry.ended(monotonic() - self.began_at, None if error is None else type(error).__name__)
 
     def _leave(self) -> None:
         call, peer = self.call, self.peer

@@ -181,6 +181,11 @@ class Connection:
         return self._out.take(max_bytes)
 
     @property
+    def waiting_bytes(self) -> int:
+        """Of control frames and small items that ``take_output`` would give: tells whether more came."""
+        return self._out.size + self._out.control_size
+
+    @property
     def has_output(self) -> bool:
         return self._out.scheduled
 

@@ -105,9 +105,10 @@ class Outbox:
         self.eager = EAGER_PARTS
         self.tail = None
         if not self.open:
-            taken, self.opening = self.opening, []
+            opening, self.opening = self.opening, []
             self.scheduled = False
-            return taken
+            return opening
+        taken: list[Buffer]
         if self.opening or self.control:
             taken = [*self.opening, *self.control, *self.frames]
             self.opening, self.control = [], []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dynamo.adapters.request_plane.mem.end import End, twin
 from dynamo.core.errors import CallCancelledError, DynamoError, Retry, StreamBrokenError
@@ -17,7 +17,6 @@ class Outgoing(End, OutgoingCall):
     """The caller's end."""
 
     _answered = False
-    _peer: Incoming | None = None
 
     def __init__(self, plane: MemRequestPlane, server: MemServer | None) -> None:
         super().__init__(plane, plane if server is None else server.plane)
@@ -34,11 +33,15 @@ class Outgoing(End, OutgoingCall):
         self._loop.call_soon(lambda: self._close(error, keep=True))
 
     @property
+    def _worker(self) -> Incoming | None:
+        return cast("Incoming | None", self._peer)
+
+    @property
     def answered(self) -> bool:
         return self._answered or self._received > 0 or bool(self._inbox)
 
     def stop(self) -> None:
-        if (worker := self._peer) is not None and not self._input_over:
+        if (worker := self._worker) is not None and not self._input_over:
             self._post(lambda _: worker.cancel(None))
 
     def kill(self) -> None:
@@ -48,7 +51,7 @@ class Outgoing(End, OutgoingCall):
         """Cancel the worker; the call ends here with ``error``."""
         if not self.ended:
             self._close(error, keep=False)
-            if (worker := self._peer) is not None:
+            if (worker := self._worker) is not None:
                 self._post(lambda _: worker.cancel(error))
 
     def break_off(self, reason: str) -> None:

@@ -23,6 +23,7 @@ SEND_BUFFER_BYTES = 512 * 1024
 TAKE_BYTES = 256 * 1024  # asked of the connection at a time: about one fragment of the largest size
 JOIN_BYTES = 16 * 1024  # a part up to this is cheaper copied into a common write than written alone
 EARLY_S = 50e-6  # what has waited for so long is worth a write, which takes about a fifth of it
+HOLD_S = 25e-6  # after a write the next one may wait for so long, if there is more to come
 LATE_S = 0.05  # a timer that fires later than this tells that the loop was blocked
 LINGER_S = 1.0  # for the peer to read what a closing side still says, and again until it closes: a reset
 # would destroy the reason that was just sent
@@ -87,6 +88,8 @@ class Link(asyncio.BufferedProtocol):
         self._closing = False  # the connection is closed, and the transport has its bound
         self._flush_scheduled = False
         self._waiting_since = 0.0  # the first of what is to be written
+        self._written_at = 0.0
+        self._held = 0  # bytes that were held at the end of the last tick
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf  # when the timer was to fire
         connection.on_output = self._schedule_flush
@@ -154,11 +157,28 @@ class Link(asyncio.BufferedProtocol):
         self._waiting_since = perf_counter()
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._end_tick)
+
+    def _end_tick(self) -> None:
+        """Write what the tick brought. Right after another write it is held for one more tick, and again
+        while each brings more: handlers that only let others run between items then share writes.
+        """
+        waiting = self.connection.waiting_bytes
+        if (
+            waiting != self._held
+            and perf_counter() - self._written_at < HOLD_S
+            and self._writing
+            and not self.connection.closed
+        ):
+            self._held = waiting
+            self._loop.call_soon(self._end_tick)
+            return
+        self._held = 0
+        self._flush_scheduled = False
+        self._flush()
 
     def _flush(self) -> None:
-        """The end of the tick, or room in the transport."""
-        self._flush_scheduled = False
+        """Write what there is."""
         transport = self._transport
         if transport is None or self.closed:
             return
@@ -173,6 +193,7 @@ class Link(asyncio.BufferedProtocol):
     def _write(self) -> None:
         """Write as long as the transport takes it; small parts that came together go in one write."""
         transport, connection = self._transport, self.connection
+        self._written_at = perf_counter()
         while self._writing and transport is not None and (parts := connection.take_output(TAKE_BYTES)):
             if len(parts) == 1:
                 transport.write(parts[0])
