@@ -129,8 +129,10 @@ class Scene:
         self.windows.append(Window(fault, began_at, time.monotonic(), recovered_s))
         broken = [worker for streams in self.streams for at, worker in streams.broken if at >= began_at]
         self.windows[-1].streams_broken = len([worker for worker in broken if worker != unreachable])
-        for load in self.loads:
-            await load.steady(30)
+        for load in self.loads:  # no call of this window is still under way when the next fault begins
+            ended = len(load.ended)
+            while len(load.ended) < ended + 30:
+                await asyncio.sleep(0.02)
 
     def rows(self) -> list[dict[str, Any]]:
         found = []
