@@ -63,6 +63,17 @@ def test_a_runtime_can_be_made_before_there_is_a_loop() -> None:
     assert asyncio.run(main()) == "hello"
 
 
+async def test_a_program_may_wait_until_it_is_told_to_end() -> None:
+    async with make_runtime() as runtime:
+        told = asyncio.create_task(runtime.until_shutdown())
+        await asyncio.sleep(0)
+        assert not told.done()
+        ended = runtime.shutdown()
+        await bounded(told)
+        await bounded(ended)
+        await bounded(runtime.until_shutdown())  # after the end too
+
+
 async def test_a_runtime_opens_at_its_first_await_and_closes_at_shutdown() -> None:
     before = Traces.now()
     runtime = make_runtime()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import socket
 import subprocess
@@ -48,15 +49,17 @@ class Frontend:
 
 
 def free_ports() -> int:
-    """The first one of two neighbours that are free."""
+    """The first one of two neighbours that are free, and that the system gives nobody who asks for any."""
     while True:
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            port: int = first.getsockname()[1]
-            try:
-                with socket.create_server(("127.0.0.1", port + 1)):
-                    return port
-            except (OSError, OverflowError):
-                continue
+        port = random.randrange(20_000, 32_000)
+        try:
+            with (
+                socket.create_server(("127.0.0.1", port)),
+                socket.create_server(("127.0.0.1", port + 1)),
+            ):
+                return port
+        except OSError:
+            continue
 
 
 def test_workers_share_a_port_and_streams_finish_when_all_ends(
@@ -70,7 +73,9 @@ def test_workers_share_a_port_and_streams_finish_when_all_ends(
     url = f"http://127.0.0.1:{port}"
     with started(serve, env) as serving:
         lines = until(serving, "up: Backend 1/1, Frontend 2/2")
-        assert any(f"HTTP routes at http://127.0.0.1:{port + 1}" in line for line in lines)  # the Backend's
+        backends = f"HTTP routes at http://127.0.0.1:{port + 1}"
+        if not any(backends in line for line in lines):  # it comes by another pipe
+            until(serving, backends)
         pids = set[int]()
         for _ in range(500):  # the kernel draws one of them for each connection
             pids.add(httpx.post(f"{url}/pid", trust_env=False).json())

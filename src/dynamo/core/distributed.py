@@ -214,6 +214,10 @@ class DistributedRuntime:
         if self._ending is not None:
             await see_through(self._ending)
 
+    async def until_shutdown(self) -> None:
+        """Wait until somebody told it to shut down: a signal where those are handled, or ``shutdown()``."""
+        await self._begun.wait()
+
     def shutdown(self) -> Awaitable[None]:
         """Start to drain, at once and from any thread; the result, which need not be awaited, ends with it.
 

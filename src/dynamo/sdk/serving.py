@@ -37,7 +37,7 @@ class ServedServices:
 
     async def until_shutdown(self) -> None:
         """Wait until the runtime was told to shut down: then it is time to leave the block."""
-        await self._runtime._begun.wait()
+        await self._runtime.until_shutdown()
 
 
 @asynccontextmanager

@@ -86,7 +86,7 @@ class HttpRoutes:
             await self.drain()
 
     async def _follow_the_runtime(self) -> None:
-        await self._runtime._begun.wait()
+        await self._runtime.until_shutdown()
         self._begin_to_drain()
 
     # The way out.
