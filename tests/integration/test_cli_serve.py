@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import pty
@@ -119,6 +120,30 @@ def until(serving: subprocess.Popen[str], words: str) -> list[str]:
         if words in line:
             return lines
     pytest.fail(f"no {words!r} in {lines}")
+
+
+def test_json_lines_for_a_collector_of_logs(folder: Folder) -> None:
+    (folder.path / "talk.py").write_text(
+        "import logging\nfrom dynamo.runtime import endpoint, on_start, service\n"
+        "@service(namespace='demo')\nclass Talk:\n    @on_start\n    async def start(self):\n"
+        "        print('a line', flush=True)\n"
+        "        try:\n            1 / 0\n        except ZeroDivisionError:\n"
+        "            logging.getLogger('talk').exception('it said %r', 'no')\n"
+        "    @endpoint\n    async def say(self) -> str:\n        return 'yes'\n"
+    )
+    with started(["serve", "talk:Talk"], {**folder.env, "DYN_LOGGING_JSONL": "1"}) as serving:
+        lines = until(serving, "up: Talk 1/1")
+        if not any("it said" in line for line in lines):  # it comes by another pipe
+            lines += until(serving, "it said")
+        told = [json.loads(line) for line in lines]
+    for one in told:
+        datetime.datetime.fromisoformat(one.pop("time"))
+    assert {"level": "INFO", "target": "output", "message": "a line", "worker": "Talk/0"} in told
+    (failure,) = (one for one in told if one["target"] == "talk")
+    assert (failure["level"], failure["message"], failure["worker"]) == ("ERROR", "it said 'no'", "Talk/0")
+    assert "ZeroDivisionError" in failure["exception"]
+    up = {"level": "INFO", "target": "output", "message": "up: Talk 1/1", "worker": "dynamo"}
+    assert up in told
 
 
 def test_a_killed_worker_comes_back_and_ctrl_c_drains_all(folder: Folder) -> None:

@@ -9,6 +9,7 @@ from typing import Self
 
 import click
 
+from dynamo.cli.logs import as_json
 from dynamo.cli.showing import console, one_line, printable
 
 COLOURS = ("cyan", "magenta", "green", "blue", "yellow")
@@ -17,15 +18,18 @@ LINE_BYTES = 65536  # a longer line is printed in parts
 
 
 class Printer:
-    """Entered for as long as there is something to print."""
+    """Entered for as long as there is something to print; ``json_lines``: for a collector of logs."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, json_lines: bool = False) -> None:
         from rich.live import Live
         from rich.text import Text
 
         self._out = console()
         self._width, self._services, self._last = 0, list[str](), ""
-        self._live = Live(Text(), console=self._out, auto_refresh=False) if self._out.is_terminal else None
+        self._json_lines = json_lines
+        self._live = None
+        if self._out.is_terminal and not json_lines:
+            self._live = Live(Text(), console=self._out, auto_refresh=False)
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -74,6 +78,9 @@ class Printer:
             self._live.update(Text(text, style=style, no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def _line(self, name: str, line: bytes) -> None:
+        if self._json_lines:
+            click.echo(as_json(name, line.decode(errors="replace").rstrip("\r")))
+            return
         text = printable(line.decode(errors="replace").rstrip("\r"))
         prefix = f"{one_line(name):{self._width}} | "
         if self._live is None:

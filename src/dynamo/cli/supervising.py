@@ -23,7 +23,7 @@ async def supervise(plan: Plan, settings: Settings, *, root: Root | None = None)
 
     With ``root`` they are replaced when the code there has changed, and mistakes wait for the next change.
     """
-    with Printer() as printer:
+    with Printer(json_lines=settings.log_jsonl) as printer:
         return await Supervisor(plan, settings, printer, root).run()
 
 

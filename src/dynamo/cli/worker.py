@@ -6,11 +6,11 @@ It tells on READY_FD when it serves. Its standard input is open for as long as i
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 from contextlib import AsyncExitStack
 
+from dynamo.cli import logs
 from dynamo.cli.deployment import Deployment
 from dynamo.cli.loops import fastest_loop
 from dynamo.cli.options import given
@@ -31,9 +31,7 @@ async def _run(deployment: Deployment, service: str, ready: int) -> None:
 
 
 async def _serve(runtime: DistributedRuntime, deployment: Deployment, service: str, ready: int) -> None:
-    level = runtime.settings.log.partition(",")[0].upper()
-    known = level if level in logging.getLevelNamesMapping() else "INFO"
-    logging.basicConfig(level=known, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure(runtime.settings)
     graph = deployment.graph()
     asyncio.get_running_loop().add_reader(0, _on_input, runtime)
     planned = graph[service]

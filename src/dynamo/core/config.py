@@ -190,7 +190,7 @@ class Settings:
     log: str = _setting("info", converters.text, "DYN_LOG")
     """The level at which the workers of ``dynamo serve`` log."""
     log_jsonl: bool = _setting(False, converters.flag, "DYN_LOGGING_JSONL")
-    """Log lines as JSON. Read, and changes nothing yet."""
+    """``dynamo serve`` prints JSON lines, those of its workers and its own."""
 
     @property
     def file_root(self) -> Path:
