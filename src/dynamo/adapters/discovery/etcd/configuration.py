@@ -212,7 +212,7 @@ def tls_files(config: EtcdConfig) -> TlsFiles | None:
 def _system_ca() -> str | None:
     """The system's list of authorities; None: gRPC has one of its own."""
     listed = (ssl.get_default_verify_paths().cafile, *SYSTEM_CA)
-    return next((path for path in listed if path is not None and Path(path).is_file()), None)
+    return next((path for path in listed if path and Path(path).is_file()), None)
 
 
 def _bytes(path: str | None) -> bytes | None:
