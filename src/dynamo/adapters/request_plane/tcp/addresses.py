@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 from attrs import frozen
@@ -20,9 +21,11 @@ class HostPort:
     port: int
     tls: bool = False
 
+    SCHEMES: ClassVar[tuple[str, str]] = ("tcp", "tcps")  # plain, and with TLS
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'tcps' if self.tls else 'tcp'}://{host}:{self.port}"
+        return f"{self.SCHEMES[self.tls]}://{host}:{self.port}"
 
 
 @frozen

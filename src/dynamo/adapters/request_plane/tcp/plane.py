@@ -7,7 +7,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import attrs
 
@@ -39,6 +39,9 @@ _X509_WRONG_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID and _CERT_HAS_EXPIRE
 class TcpRequestPlane(RequestPlane):
     """One connection per address and expected instance, shared by all calls to it."""
 
+    schemes: ClassVar[tuple[str, ...]] = ("tcp", "tcps", "unix")
+    address_type: ClassVar[type[HostPort]] = HostPort
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
@@ -49,7 +52,7 @@ class TcpRequestPlane(RequestPlane):
         self._instance_id = self._incarnation = 0  # ours, once serving
         self._closed = False
         self._capability = Capability(
-            schemes=("tcp", "tcps", "unix"),
+            schemes=self.schemes,
             cross_process=True,
             cross_host=True,
             window_bytes=settings.window_bytes,
@@ -69,7 +72,7 @@ class TcpRequestPlane(RequestPlane):
     async def serve(
         self, accept: Accept, *, instance_id: int, incarnation: int, address: str | None = None
     ) -> AsyncIterator[Server]:
-        declared = None if address is None else parse(address)
+        declared = None if address is None else self._parse(address)
         if isinstance(declared, UnixPath):
             raise ConfigError(
                 f"cannot serve at {address}: declare tcp://host:port; the Unix socket comes by itself"
@@ -77,13 +80,12 @@ class TcpRequestPlane(RequestPlane):
         self._instance_id, self._incarnation = instance_id, incarnation
 
         def connection(accept_stream: Callable[[Stream], None]) -> Connection:
-            return Connection(
-                self._options("a caller"), self._budget, dialer=False, accept=accept_stream, stream_type=Call
-            )
+            return self._answering(self._options("a caller"), accept_stream)
 
         server = TcpServer(accept, connection)
+        context = self._server_context()
         try:
-            async with listening(server, self._settings, incarnation, declared):
+            async with listening(server, self._settings, incarnation, declared, context, self.address_type):
                 yield server
         finally:
             await server.close()
@@ -155,11 +157,11 @@ class TcpRequestPlane(RequestPlane):
         """Start connecting; calls are taken at once and sent when there is a connection."""
         if self._closed:
             raise ClosedError(f"cannot call {address}: this request plane is closed")
-        target = parse(address)
+        target = self._parse(address)
         if isinstance(target, UnixPath) and not unix.usable(target.boot_id, target.path):
             raise UnsupportedError(f"{address} cannot be reached from this process")
         options = self._options(address, instance_id, incarnation)
-        connection = Connection(options, self._budget, dialer=True, stream_type=Call)
+        connection = self._dialling(options, target)
         key = (address, instance_id, incarnation)
 
         def closed(link: Link) -> None:
@@ -174,6 +176,23 @@ class TcpRequestPlane(RequestPlane):
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
         return link
+
+    # What another protocol on the same kind of connections does its own way.
+
+    def _parse(self, address: str) -> HostPort | UnixPath:
+        return parse(address)
+
+    def _dialling(self, options: Options, target: HostPort | UnixPath) -> Connection:
+        return Connection(options, self._budget, dialer=True, stream_type=Call)
+
+    def _answering(self, options: Options, accept: Callable[[Stream], None]) -> Connection:
+        return Connection(options, self._budget, dialer=False, accept=accept, stream_type=Call)
+
+    def _client_context(self) -> ssl.SSLContext:
+        return tls.client_context(self._settings)
+
+    def _server_context(self) -> ssl.SSLContext | None:
+        return tls.server_context(self._settings)
 
     def _idle(self, link: Link) -> None:
         if link.connection.draining:
@@ -201,7 +220,7 @@ class TcpRequestPlane(RequestPlane):
         except (ssl.SSLError, ConnectionResetError, EOFError) as error:
             hint = ""
             if isinstance(target, HostPort) and target.tls:
-                hint = "; is it a plain tcp:// port, without DYN_TCP_TLS_CERT_PATH?"
+                hint = f"; is it a plain {target.SCHEMES[0]}:// port, without DYN_TCP_TLS_CERT_PATH?"
             reason = str(error) or "it closed the connection during the handshake"
             link.fail(_because(UnavailableError(f"cannot connect to {address}: {reason}{hint}"), error))
         except OSError as error:
@@ -229,7 +248,7 @@ class TcpRequestPlane(RequestPlane):
                 raise UnavailableError(f"the process at {target} belongs to another user")
         elif target.tls:
             if self._tls is None:
-                self._tls = tls.client_context(self._settings)
+                self._tls = self._client_context()
             await self._loop.create_connection(
                 lambda: link,
                 target.host,
@@ -253,7 +272,7 @@ def _silent_hint(target: HostPort | UnixPath) -> str:
         )
     return (
         "it closed the connection before it said anything; if it listens with TLS (DYN_TCP_TLS_CERT_PATH), "
-        "its address is tcps://"
+        f"its address is {target.SCHEMES[1]}://"
     )
 
 
@@ -265,13 +284,18 @@ def _because(error: DynamoError, cause: BaseException) -> DynamoError:
 @asynccontextmanager
 async def open_tcp(url: str, settings: Settings) -> AsyncIterator[TcpRequestPlane]:
     """Open the plane: ``tcp://``; its options host, port and bind win over ``DYN_TCP_RPC_*``."""
+    plane = TcpRequestPlane(with_options(url, settings))
+    try:
+        yield plane
+    finally:
+        await plane.aclose()
+
+
+def with_options(url: str, settings: Settings) -> Settings:
+    """The settings with what the URL says of where to listen. Raises ConfigError."""
     for name, value in url_options(url, ("host", "port", "bind")).items():
         try:
             settings = attrs.evolve(settings, **{f"tcp_{name}": cast(Any, value)})
         except ConfigError as error:
             raise ConfigError(f"{url}: {error}") from error
-    plane = TcpRequestPlane(settings)
-    try:
-        yield plane
-    finally:
-        await plane.aclose()
+    return settings

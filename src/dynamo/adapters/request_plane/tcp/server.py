@@ -118,19 +118,26 @@ class TcpServer(Server):
 
 @asynccontextmanager
 async def listening(
-    server: TcpServer, settings: Settings, incarnation: int, declared: HostPort | None
+    server: TcpServer,
+    settings: Settings,
+    incarnation: int,
+    declared: HostPort | None,
+    context: ssl.SSLContext | None,
+    address_type: type[HostPort] = HostPort,
 ) -> AsyncIterator[None]:
-    """Listen for ``server`` on TCP or TLS and, where it can be had, on a Unix socket."""
-    context = tls.server_context(settings)
+    """Listen for ``server`` on TCP or TLS and, where it can be had, on a Unix socket.
+
+    ``address_type`` is what the published address is; only the native one has a Unix socket.
+    """
     if declared is not None and declared.tls != (context is not None):
         have = "is set" if context else "is not set"
         raise ConfigError(f"the declared address {declared}, but {settings.source('tls_cert_path')} {have}")
     async with contextlib.AsyncExitStack() as stack:
-        bound, published = await _bind(settings, declared, context)
+        bound, published = await _bind(settings, declared, address_type, context)
         stack.callback(bound.close)
         addresses = [str(published)]
         beside: socket.socket | None = None
-        if not tls.is_mutual(settings):
+        if address_type is HostPort and not tls.is_mutual(settings):
             with contextlib.suppress(UnsupportedError):
                 beside, path = stack.enter_context(_unix(incarnation))
                 addresses.insert(0, str(path))
@@ -181,7 +188,10 @@ class _UnixLink(Link):
 
 
 async def _bind(
-    settings: Settings, declared: HostPort | None, context: ssl.SSLContext | None
+    settings: Settings,
+    declared: HostPort | None,
+    address_type: type[HostPort],
+    context: ssl.SSLContext | None,
 ) -> tuple[socket.socket, HostPort]:
     """A listening socket, and the address that others dial."""
     host = declared.host if declared else settings.tcp_host or own_address()
@@ -218,4 +228,4 @@ async def _bind(
         raise ConfigError(
             f"cannot listen on {shown}: {error.strerror}; set {source} to an address of this host"
         ) from error
-    return listener, HostPort(host, listener.getsockname()[1], context is not None)
+    return listener, address_type(host, listener.getsockname()[1], context is not None)
