@@ -1,0 +1,73 @@
+"""The plane itself: tcp's connections, their TLS, and how they are opened and closed, with HTTP/2 on them."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar, cast
+
+from dynamo.adapters.request_plane.http2.addresses import HttpAddress, parse
+from dynamo.adapters.request_plane.http2.connection import Http2Connection
+from dynamo.adapters.request_plane.tcp import tls
+from dynamo.adapters.request_plane.tcp.addresses import HostPort, UnixPath, is_loopback
+from dynamo.adapters.request_plane.tcp.plane import TcpRequestPlane, with_options
+from dynamo.core.config import Settings
+from dynamo.core.errors import ConfigError
+from dynamo.core.wire.connection import Connection
+from dynamo.core.wire.opening import Options
+from dynamo.core.wire.stream import Stream
+
+ALPN = ["h2"]
+
+
+class Http2RequestPlane(TcpRequestPlane):
+    """One connection per address and expected instance, shared by all calls to it."""
+
+    schemes: ClassVar[tuple[str, ...]] = ("http", "https", "http2")
+    address_type: ClassVar[type[HostPort]] = HttpAddress
+
+    def _parse(self, address: str) -> HttpAddress:
+        return parse(address)
+
+    def _dialling(self, options: Options, target: HostPort | UnixPath) -> Connection:
+        assert isinstance(target, HttpAddress)
+        if options.token and not (target.tls or is_loopback(target.host)):
+            raise ConfigError(
+                f"{self._settings.source('auth_token')} would be sent to {target} in the clear; serve with "
+                f"TLS ({self._settings.source('tls_cert_path')}), or use tcp, which proves it"
+            )
+        return _driven(
+            Http2Connection(options, self._budget, dialer=True, scheme=HttpAddress.SCHEMES[target.tls])
+        )
+
+    def _answering(self, options: Options, accept: Callable[[Stream], None]) -> Connection:
+        return _driven(
+            Http2Connection(options, self._budget, dialer=False, accept=cast(Callable[[Any], None], accept))
+        )
+
+    def _client_context(self) -> ssl.SSLContext:
+        context = tls.client_context(self._settings)
+        context.set_alpn_protocols(ALPN)
+        return context
+
+    def _server_context(self) -> ssl.SSLContext | None:
+        context = tls.server_context(self._settings)
+        if context is not None:
+            context.set_alpn_protocols(ALPN)
+        return context
+
+
+def _driven(connection: Http2Connection) -> Connection:
+    """To the driver of connections it is one like the native protocol's: it has what a ``Link`` asks for."""
+    return cast(Connection, connection)
+
+
+@asynccontextmanager
+async def open_http2(url: str, settings: Settings) -> AsyncIterator[Http2RequestPlane]:
+    """Open the plane: ``http://``; its options host, port and bind win over ``DYN_TCP_RPC_*``."""
+    plane = Http2RequestPlane(with_options(url, settings))
+    try:
+        yield plane
+    finally:
+        await plane.aclose()
