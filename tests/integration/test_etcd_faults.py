@@ -165,7 +165,8 @@ async def test_a_restored_backup_is_followed(server: EtcdServer) -> None:
 
 
 async def test_a_frozen_server_is_an_outage(server: EtcdServer) -> None:
-    async with client_at(server.hostport) as client, held(client, ONE), following(client) as follower:
+    async with client_at(server.hostport) as client, following(client) as follower, held(client, ONE):
+        await seen(follower, ONE)  # the stream runs
         server.pause()
         began = time.monotonic()
         assert isinstance(await follower.next(), Stale)
@@ -203,6 +204,9 @@ async def test_a_black_hole_is_stale_soon_and_a_change_in_it_is_seen_after(lasti
         theirs = await stack.enter_async_context(client_at(lasting.hostport))
         mine = await stack.enter_async_context(client_at(proxy.address))
         follower = await stack.enter_async_context(following(mine))
+        async with held(theirs, TWO):
+            await seen(follower, TWO)  # the stream runs
+        await seen(follower)
         proxy.black_hole()
         await stack.enter_async_context(held(theirs, ONE))
         async with asyncio.timeout(4):
@@ -340,14 +344,15 @@ async def test_members_may_leave_one_after_the_other() -> None:
             assert all(ONE.key in by_key(*c.instances) for c in follower.changes if isinstance(c, Snapshot))
 
 
-async def test_without_a_quorum_it_is_stale_and_later_right() -> None:
+async def test_a_member_without_a_quorum_says_so_and_is_right_later() -> None:
     with EtcdCluster() as cluster:
-        async with client_at(cluster.url.removeprefix("etcd://")) as client, following(client) as follower:
-            rest = cluster.members[:2]
+        alone, *rest = cluster.members
+        async with client_at(alone.hostport) as client, following(client) as follower:
             for member in rest:
                 member.kill()
             async with asyncio.timeout(BOUND_S):
                 assert isinstance(await follower.next(), Stale)
+            assert (await client.check()).status is Status.DOWN
             for member in rest:
                 member.launch()
             async with held(client, ONE):
