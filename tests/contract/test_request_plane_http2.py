@@ -112,6 +112,10 @@ class TestH2c(RequestPlaneContract):
 class TestH2cWithToken(RequestPlaneContract):
     faults = ("cut", "abort")
 
+    @pytest.fixture(scope="class")
+    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
+        return "asyncio", {"use_uvloop": False}
+
     @pytest.fixture
     def harness(self) -> Http2Harness:
         return Http2Harness("http", auth_token="a shared secret")
@@ -128,6 +132,10 @@ class TestTls(RequestPlaneContract):
 
 class TestMutualTls(RequestPlaneContract):
     faults = ("cut", "abort")
+
+    @pytest.fixture(scope="class")
+    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
+        return "asyncio", {"use_uvloop": False}
 
     @pytest.fixture
     def harness(self, certificates: dict[str, str]) -> Http2Harness:

@@ -7,12 +7,12 @@ from this side. ``NO_ITEM``: only its flags count, and its length is 0. ``STOP``
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
-from dynamo.core.errors import WireError
+from dynamo.core.errors import DynamoError, WireError
 from dynamo.core.wire.sending import too_large
 
 RAW, LAST, NO_ITEM, STOP = 1, 2, 4, 8
+KNOWN = RAW | LAST | NO_ITEM | STOP
 PREFIX_BYTES = 5
 
 pack_prefix = struct.Struct(">BI").pack
@@ -37,26 +37,29 @@ class Messages:
     def incomplete(self) -> bool:
         return bool(self._buffer)
 
-    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Flags and body of each message that is whole now. Raises WireError, TooLargeError."""
+    def feed(self, data: bytes) -> tuple[list[tuple[int, bytes]], DynamoError | None]:
+        """Flags and body of each message that is whole now, and what is wrong with what follows them."""
         buffer = self._buffer
         buffer += data
+        whole: list[tuple[int, bytes]] = []
         if len(buffer) < self.needed:
-            return
+            return whole, None
+        error: DynamoError | None = None
         at, end = 0, len(buffer)
         self.needed = 0
-        try:
-            while end - at >= PREFIX_BYTES:
-                flags, length = _unpack_prefix(buffer, at)
-                if (flags & NO_ITEM and length) or flags > 15:
-                    raise WireError(f"a message with flags {flags} and {length} bytes")
-                if length > self._limit:
-                    raise too_large(length, self._limit)
-                if end - at < PREFIX_BYTES + length:
-                    self.needed = PREFIX_BYTES + length
-                    break
-                start = at + PREFIX_BYTES
-                at = start + length
-                yield flags, bytes(memoryview(buffer)[start:at])
-        finally:
-            del buffer[:at]
+        while end - at >= PREFIX_BYTES:
+            flags, length = _unpack_prefix(buffer, at)
+            if flags > KNOWN or (flags & NO_ITEM and length):
+                error = WireError(f"a message with flags {flags} and {length} bytes")
+                break
+            if length > self._limit:
+                error = too_large(length, self._limit)
+                break
+            if end - at < PREFIX_BYTES + length:
+                self.needed = PREFIX_BYTES + length
+                break
+            start = at + PREFIX_BYTES
+            at = start + length
+            whole.append((flags, bytes(memoryview(buffer)[start:at])))
+        del buffer[:at]
+        return whole, error

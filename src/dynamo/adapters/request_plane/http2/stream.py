@@ -157,7 +157,8 @@ class Http2Call(IncomingCall, OutgoingCall):
         """Bytes of the direction that comes in. Raises WireError, TooLargeError."""
         before = len(self._items)
         last = self.in_done
-        for flags, body in self._messages.feed(data):
+        messages, error = self._messages.feed(data)
+        for flags, body in messages:
             if last and not flags & NO_ITEM:
                 raise WireError("something came after the end of the input")
             if flags & STOP and not self.stopped:
@@ -175,6 +176,8 @@ class Http2Call(IncomingCall, OutgoingCall):
         if len(self._items) > before:
             self._wants = False
             _wake(self._readable)
+        if error is not None:
+            raise error
         if last and not self.in_done:
             self.end_input(None)
         elif self._messages.incomplete:
