@@ -112,8 +112,9 @@ class TestH2c(RequestPlaneContract):
 class TestH2cWithToken(RequestPlaneContract):
     faults = ("cut", "abort")
 
-    @pytest.fixture(scope="class")
-    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
+    @pytest.fixture(scope="module")
+    @classmethod
+    def anyio_backend(cls) -> tuple[str, dict[str, Any]]:
         return "asyncio", {"use_uvloop": False}
 
     @pytest.fixture
@@ -133,8 +134,9 @@ class TestTls(RequestPlaneContract):
 class TestMutualTls(RequestPlaneContract):
     faults = ("cut", "abort")
 
-    @pytest.fixture(scope="class")
-    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
+    @pytest.fixture(scope="module")
+    @classmethod
+    def anyio_backend(cls) -> tuple[str, dict[str, Any]]:
         return "asyncio", {"use_uvloop": False}
 
     @pytest.fixture
