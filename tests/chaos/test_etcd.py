@@ -46,7 +46,7 @@ class Scale:
     frozen_s: float
 
 
-QUICK = Scale(ttl_s=2, short_s=1.0, long_s=4.0, frozen_s=4.0)
+QUICK = Scale(ttl_s=2, short_s=0.7, long_s=3.0, frozen_s=3.0)
 FULL = Scale(ttl_s=10, short_s=3.0, long_s=30.0, frozen_s=20.0)
 
 

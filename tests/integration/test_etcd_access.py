@@ -283,7 +283,7 @@ async def test_a_lost_token_is_replaced(guarded: EtcdServer) -> None:
                 await second.put(two)
                 await follower.until(lambda live: live == by_key(ONE, two))
                 with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(3):
+                    async with asyncio.timeout(2.1):
                         raise LeaseLostError(await lease.lost())
                 assert await live_now(client) == by_key(ONE, two)
         await follower.until(lambda live: not live)

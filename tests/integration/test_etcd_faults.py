@@ -107,7 +107,7 @@ async def test_a_short_restart_loses_nothing_and_no_lease(server: EtcdServer) ->
         assert (await client.check()).status is Status.DOWN
         server.start()
         await follower.snapshot()
-        await only_seen(follower, ONE, during_s=2.5)
+        await only_seen(follower, ONE, during_s=2.1)
         assert losses == []
 
 
@@ -123,7 +123,7 @@ async def test_an_outage_longer_than_the_ttl_ends_with_the_same_instances(server
         assert "unrenewed" in losses[0]
         server.start()
         await follower.snapshot()
-        await only_seen(follower, ONE, during_s=2.5)
+        await only_seen(follower, ONE, during_s=1.0)
         kept = server.range(key_of(ENDPOINT, 1)).kvs[0]
         assert kept.lease in server.leases()
 
@@ -271,7 +271,7 @@ async def test_the_first_lease_has_the_instance_id(lasting: EtcdServer) -> None:
 @pytest.mark.blocks_loop
 async def test_a_blocked_loop_keeps_its_lease(lasting: EtcdServer) -> None:
     async with client_at(lasting.hostport) as client, held(client, ONE) as losses:
-        time.sleep(5)
+        time.sleep(3.5)
         assert lasting.range(key_of(ENDPOINT, 1)).count == 1
         await asyncio.sleep(0.1)
         assert losses == []

@@ -137,7 +137,7 @@ class Feed:
                 create = pb.WatchCreateRequest(
                     key=one.key, range_end=one.end, start_revision=self._seen[number], watch_id=number + 1
                 )
-                await call.write(pb.WatchRequest(create_request=create))
+                await self._write(member, call, pb.WatchRequest(create_request=create))
             await self._read(member, call)
         except grpc.aio.AioRpcError as error:
             if token_is_gone(error):
@@ -150,6 +150,19 @@ class Feed:
         finally:
             call.cancel()
 
+    async def _write(self, member: Member, call: Any, request: Any) -> None:
+        try:
+            async with asyncio.timeout(self._cluster.config.answer_s):
+                await call.write(request)
+        except TimeoutError:
+            raise self._silence(member) from None
+
+    def _silence(self, member: Member) -> UnavailableError:
+        config = self._cluster.config
+        return UnavailableError(
+            f"etcd at {member.endpoint} ({config.source}) says nothing on a watch for {config.answer_s:g} s"
+        )
+
     async def _read(self, member: Member, call: Any) -> None:
         config = self._cluster.config
         quiet_s = min(QUIET_S, config.ttl_s / 2) * random.uniform(0.8, 1.0)
@@ -161,11 +174,9 @@ class Feed:
                 await asyncio.wait((reading,), timeout=config.answer_s if asked or starting else quiet_s)
                 if not reading.done():
                     if asked or starting:
-                        raise UnavailableError(
-                            f"etcd at {member.endpoint} ({config.source}) says nothing on a watch "
-                            f"for {config.answer_s:g} s"
-                        )
-                    await call.write(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
+                        raise self._silence(member)
+                    request = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
+                    await self._write(member, call, request)
                     asked = True
                     continue
                 answer, asked = reading.result(), False
