@@ -13,15 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import grpc
-
+from dynamo.adapters.discovery.etcd.claims import Claims, no_lease
 from dynamo.adapters.discovery.etcd.cluster import SHORTEST_TRY_S, Cluster
-from dynamo.adapters.discovery.etcd.errors import RefusedError
 from dynamo.adapters.discovery.etcd.feed import Feed, Listener
 from dynamo.adapters.discovery.etcd.keys import KeyRange, key_of
-from dynamo.adapters.discovery.etcd.messages import pb
-from dynamo.core.codec import decode_instance
-from dynamo.core.errors import BadPayloadError, ClosedError, ConflictError, DynamoError, LeaseLostError
+from dynamo.core.errors import ClosedError, ConflictError, DynamoError, LeaseLostError
 from dynamo.core.lifetime import backoff
 from dynamo.core.model import EndpointId
 
@@ -46,6 +42,7 @@ class OwnLease(Listener):
         self.instance_id, self.incarnation = instance_id, incarnation
         self.reason = ""  # why it is lost
         self._cluster, self._config = cluster, cluster.config
+        self._claims = Claims(cluster, instance_id, incarnation)
         self._turns, self._on_lost = turns, on_lost
         self._lease_id = 0
         self._renewed_at = 0.0
@@ -121,7 +118,7 @@ class OwnLease(Listener):
             if await self._cluster.renew(self._lease_id, bound_s=bound_s) > 0:
                 self._renewed_at = now
             else:
-                self._lose(f"etcd has no lease {self._lease_id:x} any more")
+                self._lose(no_lease(self._lease_id))
         except Exception as error:  # whatever it is, only a renewal keeps the lease
             return error
         return None
@@ -163,10 +160,7 @@ class OwnLease(Listener):
         async with self._turn:
             if self._wanted.pop(endpoint_id, None) is not None:
                 self._moved.set()
-            key = key_of(endpoint_id, self.instance_id)
-            ours = pb.Compare(target=pb.Compare.LEASE, result=pb.Compare.EQUAL, key=key, lease=self._lease_id)
-            delete = pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key))
-            await self._cluster.txn([ours], [delete], ())
+            await self._claims.withdraw(endpoint_id, self._lease_id)
 
     def _check(self) -> None:
         if self.reason:
@@ -175,44 +169,11 @@ class OwnLease(Listener):
             raise ClosedError(f"the lease of {self.instance_id:x} has ended")
 
     async def _claim(self, endpoint_id: EndpointId, record: bytes) -> str | None:
-        """Make the key say ``record``; returns who else holds it, if somebody does. May be done twice."""
-        key = key_of(endpoint_id, self.instance_id)
-        put = pb.RequestOp(request_put=pb.PutRequest(key=key, value=record, lease=self._lease_id))
-        look = pb.RequestOp(request_range=pb.RangeRequest(key=key))
-        seen = 0  # the key's revision as we know it; 0: there is none
-        while True:
-            as_seen = pb.Compare(target=pb.Compare.MOD, result=pb.Compare.EQUAL, key=key, mod_revision=seen)
-            try:
-                answer = await self._cluster.txn([as_seen], [put], [look])
-            except RefusedError as error:
-                if error.code is not grpc.StatusCode.NOT_FOUND:
-                    raise
-                self._lose(f"etcd has no lease {self._lease_id:x} any more")
-                raise LeaseLostError(self.reason) from error
-            if answer.succeeded:
-                return None
-            found = answer.responses[0].response_range.kvs
-            if not found:
-                seen = 0
-                continue
-            kv = found[0]
-            if kv.value == record and kv.lease == self._lease_id:
-                return None
-            if (holder := self._holder(kv)) is not None:
-                return holder
-            seen = kv.mod_revision
-
-    def _holder(self, kv: Any) -> str | None:
-        """Which other live owner a key has: none if it is ours, of whatever lease, or tied to no life."""
-        if kv.lease in (0, self._lease_id):
-            return None
         try:
-            instance = decode_instance(kv.value)
-        except BadPayloadError:
-            return f"the lease {kv.lease:x}, with a record that cannot be read"
-        if instance.incarnation == self.incarnation:
-            return None
-        return f"incarnation {instance.incarnation:x} at {', '.join(instance.addresses) or 'no address'}"
+            return await self._claims.make(endpoint_id, record, self._lease_id)
+        except LeaseLostError as error:
+            self._lose(str(error))
+            raise
 
     # Our own keys, watched.
 
