@@ -68,7 +68,7 @@ class Settings:
     ``discovery``.
     """
     request_plane: str = _setting("tcp", converters.adapter(REQUEST_PLANE_ALIASES), "DYN_REQUEST_PLANE")
-    """How instances are called: ``tcp`` or ``mem``, or a URL."""
+    """How instances are called: ``tcp``, ``http2``, ``nats`` or ``mem``, or a URL."""
     event_plane: str = _setting("zmq", converters.adapter(EVENT_PLANE_ALIASES), "DYN_EVENT_PLANE")
     """How events travel. No adapter comes with the library yet, so that nothing reads it."""
     namespace: str = _setting("dynamo", converters.namespace, "DYN_NAMESPACE")
@@ -101,6 +101,27 @@ class Settings:
     """Our certificate (PEM) for an etcd that wants one."""
     etcd_auth_client_key: str | None = _setting(None, converters.path, "ETCD_AUTH_CLIENT_KEY")
     """Its key (PEM)."""
+
+    nats_server: str = _setting("nats://localhost:4222", converters.text, "NATS_SERVER")
+    """The NATS servers, separated by commas: each is a way in, the first that answers is taken. ``tls://``
+    turns TLS on.
+    """
+    nats_auth_username: str | None = _setting(None, converters.text, "NATS_AUTH_USERNAME")
+    """The user at NATS, where it wants one."""
+    nats_auth_password: str | None = _setting(None, converters.text, "NATS_AUTH_PASSWORD", secret=True)
+    """That user's password."""
+    nats_auth_token: str | None = _setting(None, converters.text, "NATS_AUTH_TOKEN", secret=True)
+    """A token, in place of a user."""
+    nats_auth_nkey: str | None = _setting(None, converters.text, "NATS_AUTH_NKEY", secret=True)
+    """The seed of an nkey, in place of a user."""
+    nats_auth_credentials_file: str | None = _setting(None, converters.path, "NATS_AUTH_CREDENTIALS_FILE")
+    """A credentials file (JWT and seed), in place of a user."""
+    nats_tls_ca: str | None = _setting(None, converters.path, "NATS_TLS_CA")
+    """The authorities (PEM) that the NATS servers' certificates are checked by. Default: the system's."""
+    nats_tls_client_cert: str | None = _setting(None, converters.path, "NATS_TLS_CLIENT_CERT")
+    """Our certificate (PEM) for NATS servers that want one."""
+    nats_tls_client_key: str | None = _setting(None, converters.path, "NATS_TLS_CLIENT_KEY")
+    """Its key (PEM), where it is not in the same file."""
 
     tcp_host: str | None = _setting(None, converters.text, "DYN_TCP_RPC_HOST")
     """The host under which others dial this worker. Default: loopback where discovery stays on one host,

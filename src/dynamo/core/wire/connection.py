@@ -313,6 +313,11 @@ class Connection:
             if stream.request.idempotent and not stream.answered:
                 stream.leave(UnavailableError(silent, retry=Retry.UNKNOWN))
 
+    def probe(self) -> None:
+        """Queue a PING now: on carriers that lose messages, what comes next shows a gap."""
+        if not self.closed:
+            self._out.answer(_PING)
+
     # The end of it.
 
     def goaway(self) -> None:

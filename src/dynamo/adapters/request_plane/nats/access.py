@@ -1,0 +1,87 @@
+"""How to get into the NATS servers: which ones, as whom, over what."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from typing import Any
+from urllib.parse import urlsplit
+
+from dynamo.core.config import Settings
+from dynamo.core.errors import ConfigError
+
+_SCHEMES = ("nats", "tls")
+
+
+def servers(settings: Settings) -> list[str]:
+    """The servers of NATS_SERVER, separated by commas. Raises ConfigError."""
+    source = settings.source("nats_server")
+    found: list[str] = []
+    for part in settings.nats_server.split(","):
+        if not (one := part.strip()):
+            continue
+        url = one if "://" in one else f"nats://{one}"
+        try:
+            parts = urlsplit(url)
+            has_port = parts.port is not None
+            valid = parts.scheme in _SCHEMES and bool(parts.hostname) and not parts.path.strip("/")
+        except ValueError:  # a port that is none
+            valid = has_port = False
+        if not valid:
+            raise ConfigError(
+                f"{source}: bad server {hidden(one)!r}: expected nats://host:port or tls://host:port"
+            )
+        found.append(url if has_port else f"{url.rstrip('/')}:4222")
+    if not found:
+        raise ConfigError(f"{source}: no server in it; expected nats://host:port")
+    return found
+
+
+def hidden(url: str) -> str:
+    """The URL without the password in it."""
+    head, separator, host = url.rpartition("@")
+    return f"{head.partition('://')[0]}://***@{host}" if separator else url
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """What nats-py takes to authenticate. Raises ConfigError."""
+    chosen: dict[str, Any] = {}
+    if settings.nats_auth_username is not None:
+        chosen["user"] = settings.nats_auth_username
+        chosen["password"] = settings.nats_auth_password
+    if settings.nats_auth_token is not None:
+        chosen["token"] = settings.nats_auth_token
+    if settings.nats_auth_nkey is not None:
+        chosen["nkeys_seed_str"] = settings.nats_auth_nkey
+    if (path := settings.nats_auth_credentials_file) is not None:
+        if not os.path.isfile(path):
+            raise ConfigError(f"{settings.source('nats_auth_credentials_file')}={path!r}: no such file")
+        chosen["user_credentials"] = path
+    context = _tls(settings)
+    if context is not None:
+        chosen["tls"] = context
+    return chosen
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    wants = any(one.startswith("tls://") for one in servers(settings))
+    ca, cert, key = settings.nats_tls_ca, settings.nats_tls_client_cert, settings.nats_tls_client_key
+    if not wants and ca is None and cert is None:
+        return None
+    shown = ", ".join(
+        f"{settings.source(field)}={value!r}"
+        for field, value in (
+            ("nats_tls_ca", ca),
+            ("nats_tls_client_cert", cert),
+            ("nats_tls_client_key", key),
+        )
+        if value
+    )
+    try:
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if cert is not None:
+            context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{shown}: not PEM files that can be read: {error}") from error
+    return context

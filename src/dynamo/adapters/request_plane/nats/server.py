@@ -1,0 +1,82 @@
+"""What one serving runtime is to its callers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import cast
+
+from dynamo.adapters.request_plane.nats.link import SessionLink
+from dynamo.adapters.request_plane.tcp.link import Call
+from dynamo.core.ports.request_plane import Accept, Server
+from dynamo.core.wire.stream import Stream
+
+CLOSE_S = 1.5  # for sessions to end by themselves when the server closes
+
+
+class NatsServer(Server):
+    """All sessions that callers opened here."""
+
+    def __init__(self, accept: Accept, address: str) -> None:
+        self._accept = accept
+        self._address = address
+        self._links: set[SessionLink] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._goaways = 0
+        self.open = True
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (self._address,)
+
+    @property
+    def calls(self) -> int:
+        return sum(link.connection.open_streams for link in self._links)
+
+    def drain(self) -> None:
+        self._go_away(1)
+
+    def refuse(self) -> None:
+        self._go_away(2)
+
+    def accept(self, stream: Stream) -> None:
+        self._accept(cast(Call, stream))
+
+    def began(self, link: SessionLink) -> None:
+        """A caller opened a session."""
+        self._links.add(link)
+        self._idle.clear()
+        link.connection.on_ready = lambda: self._greeted(link)
+
+    def ended(self, link: SessionLink) -> None:
+        self._links.discard(link)
+        if not self._links:
+            self._idle.set()
+
+    def abort(self) -> None:
+        """Forget every session without a word, as a killed process does."""
+        self.open = False
+        for link in list(self._links):
+            link.finish()
+
+    async def close(self) -> None:
+        """End every call and session, in bounded time."""
+        self.open = False
+        for link in list(self._links):
+            link.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await self._idle.wait()
+        self.abort()
+
+    def _greeted(self, link: SessionLink) -> None:
+        for _ in range(self._goaways):
+            link.connection.goaway()
+
+    def _go_away(self, times: int) -> None:
+        for link in self._links:
+            if link.connection.ready:
+                for _ in range(self._goaways, times):
+                    link.connection.goaway()
+        self._goaways = max(self._goaways, times)

