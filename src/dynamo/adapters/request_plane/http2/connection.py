@@ -374,26 +374,15 @@ class Http2Connection:
 
     def _send_head(self, call: Http2Call) -> None:
         call.head_sent = True
-        self.h2.send_headers(
-            call.id,
-            [
-                (":status", "200"),
-                ("content-type", headers.NATIVE),
-                ("dynamo-max-message", str(self.options.max_message_bytes)),
-            ],
-        )
+        self.h2.send_headers(call.id, call.head())
 
     def _send_end(self, call: Http2Call) -> None:
         fields = headers.end_fields(call.failure, call.failure_retry)
         if not call.head_sent:
-            fields = [
-                (":status", "200"),
-                ("content-type", headers.NATIVE),
-                ("dynamo-max-message", str(self.options.max_message_bytes)),
-                *fields,
-            ]
+            fields = [*call.head(), *fields]
         self.h2.send_headers(call.id, fields, end_stream=True)
-        self.reset(call, _CODES.NO_ERROR)  # the caller's side is open: RFC 9113, section 8.1
+        if not call.peer_done:
+            self.reset(call, _CODES.NO_ERROR)  # RFC 9113, section 8.1
         call.finish(None)
 
     # What arrives beside h2's events.

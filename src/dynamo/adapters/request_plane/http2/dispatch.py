@@ -11,9 +11,11 @@ import h2.events
 import h2.settings
 
 from dynamo.adapters.request_plane.http2 import headers
+from dynamo.adapters.request_plane.http2.json_call import JSON, JsonCall
 from dynamo.adapters.request_plane.http2.stream import Http2Call
 from dynamo.core.errors import (
     AuthError,
+    BadPayloadError,
     CallCancelledError,
     DrainingError,
     DynamoError,
@@ -91,7 +93,8 @@ class Dispatch:
             error = self._reason_to_refuse(fields)
         except DynamoError as problem:
             request, error = Request(endpoint="", request_id=""), problem
-        call = Http2Call(connection, request)
+        native = fields.get("content-type", "") == headers.NATIVE
+        call = Http2Call(connection, request) if native else JsonCall(connection, request, fields)
         call.id = event.stream_id
         call.credit = connection.h2.remote_settings.initial_window_size
         if error is None and not connection.budget.reserve(call.window):
@@ -103,6 +106,10 @@ class Dispatch:
         if error is not None:
             call.refuse(error)
             connection.emit(call)
+        elif not native:
+            connection.unaccepted.add(call)
+            if event.stream_ended is not None:
+                self._accept_whole(call)
         elif fields.get("dynamo-first-item") == "none":
             if request.end:
                 call.end_input(None)
@@ -120,6 +127,9 @@ class Dispatch:
                 return AuthError("this worker wants a bearer token, the one of its DYN_AUTH_TOKEN")
         if connection.goaways == 2:
             return DrainingError("this worker is draining and takes no new calls")
+        kind, method = fields.get("content-type", "").partition(";")[0], fields[":method"]
+        if method != "POST" or kind not in (headers.NATIVE, JSON):
+            return BadPayloadError(f"{method} with content-type {kind!r:.80}: expected POST with {JSON}")
         instance_id, incarnation = headers.read_expected(fields)
         if instance_id in (0, options.instance_id) and incarnation in (0, options.incarnation):
             return None
@@ -142,7 +152,9 @@ class Dispatch:
         except DynamoError as error:
             self._spoilt(call, error)
             return
-        if call in connection.unaccepted and (excess := call.excess) and not call.out_done:
+        if isinstance(call, JsonCall):
+            connection.give_credit(call, len(data))
+        elif call in connection.unaccepted and (excess := call.excess) and not call.out_done:
             if connection.budget.grant_now(excess):
                 call.granted(excess)
             else:
@@ -156,6 +168,13 @@ class Dispatch:
         if call.request.end:
             call.end_input(None)
         self._take(call)
+
+    def _accept_whole(self, call: Http2Call) -> None:
+        """Nothing more comes, and its body is the first item."""
+        try:
+            self._accept_first(call)
+        except DynamoError as error:
+            call.refuse(error)
 
     def _take(self, call: Http2Call) -> None:
         connection = self._connection
@@ -205,11 +224,18 @@ class Dispatch:
             return
         if connection.dialer:
             call.finish(call.broken(f"{connection.options.peer} ended the response without trailers"))
-        else:
-            call.end_input(None)
-            if call in connection.unaccepted:
-                connection.unaccepted.discard(call)
+            return
+        call.peer_done = True
+        if call in connection.unaccepted and isinstance(call, JsonCall):
+            self._accept_whole(call)
+            return
+        call.end_input(None)
+        if call in connection.unaccepted:
+            connection.unaccepted.discard(call)
+            if call.error is None:
                 self._take(call)
+            else:
+                call.refuse(call.error)
 
     def _on_reset(self, event: h2.events.StreamReset) -> None:
         connection = self._connection

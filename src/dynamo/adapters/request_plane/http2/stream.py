@@ -18,6 +18,8 @@ from dynamo.adapters.request_plane.http2.framing import (
     Messages,
     pack_prefix,
 )
+from dynamo.adapters.request_plane.http2.headers import NATIVE, Fields
+from dynamo.adapters.request_plane.http2.statuses import status_of
 from dynamo.core.errors import CallCancelledError, DynamoError, Retry, StreamBrokenError, WireError
 from dynamo.core.ports.request_plane import IncomingCall, OutgoingCall, Payload, Request
 from dynamo.core.wire.sending import too_large
@@ -48,6 +50,7 @@ class Http2Call(IncomingCall, OutgoingCall):
         self.failure_retry: Retry | None = None  # instead of its own verdict
         self.on_first: Callable[[Http2Call], None] | None = None  # the first item is here
         self.head_sent = False
+        self.peer_done = False  # its side of the stream is closed
         self.credit = 0
         self.window = connection.options.window_bytes
         self.owed = 0
@@ -219,6 +222,10 @@ class Http2Call(IncomingCall, OutgoingCall):
             self._asked = True
             self.connection.budget.ask(self, excess)
 
+    def hold(self, size: int) -> None:
+        """So much of the budget is this call's until its input is over."""
+        self._held = size
+
     def granted(self, size: int) -> None:
         """The budget has room for the item that is larger than the window."""
         self._asked = False
@@ -272,6 +279,15 @@ class Http2Call(IncomingCall, OutgoingCall):
             return
         self.connection.cancel(self)
         self.finish(error)
+
+    def head(self) -> Fields:
+        """What stands before the items of a response."""
+        status = "200" if self.failure is None or self.head_sent else str(status_of(self.failure))
+        return [
+            (":status", status),
+            ("content-type", NATIVE),
+            ("dynamo-max-message", str(self.connection.options.max_message_bytes)),
+        ]
 
     def refuse(self, error: DynamoError) -> None:
         self._fail(error, Retry.SAFE)

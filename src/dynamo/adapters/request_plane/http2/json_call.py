@@ -1,0 +1,135 @@
+"""A call from outside: JSON in, lines of JSON or server-sent events out, told apart by status codes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from dynamo.adapters.request_plane.http2.headers import Fields
+from dynamo.adapters.request_plane.http2.statuses import status_of
+from dynamo.adapters.request_plane.http2.stream import Http2Call
+from dynamo.core.errors import BadPayloadError, DynamoError, OverloadedError, Retry
+from dynamo.core.ports.request_plane import Payload, Request
+from dynamo.core.wire.sending import too_large
+
+if TYPE_CHECKING:
+    from dynamo.adapters.request_plane.http2.connection import Http2Connection
+
+JSON = "application/json"
+LINES = "application/x-ndjson"
+EVENTS = "text/event-stream"
+PROBLEM = "application/problem+json"  # RFC 9457
+
+
+class JsonCall(Http2Call):
+    """The worker's end of a call whose caller speaks JSON: the whole body is the one item of its input."""
+
+    def __init__(self, connection: Http2Connection, request: Request, fields: dict[str, str]) -> None:
+        super().__init__(connection, request)
+        self._events = EVENTS in fields.get("accept", "")
+        self._limit = connection.options.max_message_bytes
+        length = fields.get("content-length", "")
+        self._expected: int = int(length) if length.isdecimal() else self._limit
+        self._body = bytearray()
+        self._granted = 0
+        self._problem: tuple[int, bytes] | None = None
+        self._item_sent = False
+
+    def put(self, payload: Payload, size: int, flags: int) -> None:
+        self._item_sent = True
+        self._write(as_json(payload))
+
+    def _write(self, text: bytes, kind: bytes = b"") -> None:
+        data = kind + b"data: " + text + b"\n\n" if self._events else text + b"\n"
+        self._tell(data)
+
+    def arrived(self, data: bytes) -> None:
+        self._body += data
+        if (size := max(len(self._body), self._expected)) > self._limit:
+            raise too_large(size, self._limit)
+        if not self._granted and (excess := min(self._expected, self._limit) - self.window) > 0:
+            if not self.connection.budget.grant_now(excess):
+                raise OverloadedError("no memory is left for large bodies (DYN_RECEIVE_BUDGET_BYTES)")
+            self._granted = excess
+            self.hold(excess)
+
+    def take_first(self) -> None:
+        """The body is here. Raises BadPayloadError."""
+        try:
+            packed: Any = msgpack.packb(json.loads(self._body, parse_constant=_no_constant))
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise BadPayloadError(f"the body is not JSON that can be passed on: {error}") from error
+        self._body.clear()
+        self.request.payload = bytes(packed)
+        self.request.end = True
+
+    def _fail(self, error: DynamoError, retry: Retry | None) -> None:
+        if self.out_done:
+            return
+        shown = problem_of(error)
+        if self._item_sent:
+            self._write(json.dumps({"error": shown}).encode(), b"event: error\n")
+        else:
+            self._problem = (shown["status"], json.dumps(shown).encode() + b"\n")
+            self._tell(self._problem[1])
+        super()._fail(error, retry)
+
+    def head(self) -> Fields:
+        if self._problem is None:
+            return [(":status", "200"), ("content-type", EVENTS if self._events else LINES)]
+        status, body = self._problem
+        return problem_head(status, len(body))
+
+
+def problem_head(status: int, length: int) -> Fields:
+    """What stands before the description of a problem."""
+    fields = [(":status", str(status)), ("content-type", PROBLEM), ("content-length", str(length))]
+    if status in (429, 503):
+        fields.append(("retry-after", "1"))
+    if status == 401:
+        fields.append(("www-authenticate", "Bearer"))
+    return fields
+
+
+def problem_of(error: DynamoError) -> dict[str, Any]:
+    """An error as RFC 9457 describes problems; ``type_name`` is what a handler raised."""
+    shown: dict[str, Any] = {
+        "title": type(error).__name__,
+        "status": status_of(error),
+        "detail": error.message,
+    }
+    if type_name := getattr(error, "type_name", ""):
+        shown["type_name"] = type_name
+    return shown
+
+
+def as_json(payload: Payload) -> bytes:
+    """An item as one line of JSON; what JSON has no word for, as base64 or as text."""
+    if isinstance(payload, memoryview):
+        return json.dumps(base64.b64encode(payload).decode()).encode()
+    value = _finite(msgpack.unpackb(payload, strict_map_key=False))
+    return json.dumps(value, ensure_ascii=False, default=_shown, separators=(",", ":")).encode(
+        errors="replace"
+    )
+
+
+def _finite(value: Any) -> Any:
+    if type(value) is float and not math.isfinite(value):
+        return None
+    if type(value) is list:
+        return [_finite(item) for item in value]
+    if type(value) is dict:
+        return {k if type(k) is str else str(k): _finite(item) for k, item in value.items()}
+    return value
+
+
+def _shown(value: Any) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
