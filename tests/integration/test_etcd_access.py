@@ -93,8 +93,8 @@ async def works(environment: dict[str, str], url: str = "etcd://") -> None:
 
 async def refused(
     monkeypatch: pytest.MonkeyPatch, error: type[DynamoError], words: tuple[str, ...], **variables: str
-) -> None:
-    """A runtime with these variables says what is wrong, in one line, at once or at the end of its wait."""
+) -> str:
+    """What a runtime with these variables says: in one line, at once or at the end of its wait."""
     backend = {"DYN_DISCOVERY_BACKEND": "kv_store", "DYN_TCP_RPC_HOST": "127.0.0.1"}
     for name, value in {**ENVIRONMENT, "DYN_STARTUP_TIMEOUT_S": "0.8", **backend, **variables}.items():
         monkeypatch.setenv(name, value)
@@ -104,6 +104,7 @@ async def refused(
             await runtime.endpoint("a.b.c").client()
     assert time.monotonic() - began < 5
     check(caught.value, error, words)
+    return str(caught.value)
 
 
 # What works
@@ -170,6 +171,7 @@ async def test_a_mistake_with_tls(
         ("ETCD_ENDPOINTS", "http://h:1,http://h:port", ("'http://h:port'", "separated by commas")),
         ("ETCD_ENDPOINTS", "http://h:1/v3", ("'http://h:1/v3'", "http://host:port")),
         ("ETCD_ENDPOINTS", " , ", ("http://host:port",)),
+        ("ETCD_ENDPOINTS", "http://me:hush@h:1", ("ETCD_AUTH_USERNAME", "ETCD_AUTH_PASSWORD")),
         ("ETCD_LEASE_TTL", "0", ("'0'", "whole seconds, 1 to 86400")),
         ("ETCD_LEASE_TTL", "10s", ("'10s'", "whole seconds")),
         ("ETCD_AUTH_PASSWORD", "secret", ("without ETCD_AUTH_USERNAME",)),
@@ -179,7 +181,8 @@ async def test_a_mistake_with_tls(
 async def test_a_bad_value(
     variable: str, value: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await refused(monkeypatch, ConfigError, (variable, *words), **{variable: value})
+    said = await refused(monkeypatch, ConfigError, (variable, *words), **{variable: value})
+    assert "hush" not in said
 
 
 async def test_nobody_listens_or_the_name_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,10 @@ def _endpoint(text: str, source: str, listed: str, secure: bool) -> Endpoint:
     scheme, separator, rest = text.partition("://")
     if not separator:
         scheme, rest = "https" if secure else "http", text
+    if "@" in listed:
+        raise ConfigError(
+            f"{source}: user and password belong into ETCD_AUTH_USERNAME and ETCD_AUTH_PASSWORD; {EXPECTED}"
+        )
     wrong = ConfigError(f"{source}={listed!r}: {text!r}: {EXPECTED}")
     if scheme.lower() not in ("http", "https"):
         raise wrong
@@ -167,7 +171,7 @@ def _endpoint(text: str, source: str, listed: str, secure: bool) -> Endpoint:
         host, port = parts.hostname, parts.port
     except ValueError:
         raise wrong from None
-    if not host or port == 0 or parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+    if not host or port == 0 or parts.path.strip("/") or parts.query or parts.fragment:
         raise wrong
     return Endpoint(host=host, port=port or DEFAULT_PORT, tls=scheme.lower() == "https")
 
