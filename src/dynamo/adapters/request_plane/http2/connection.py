@@ -15,6 +15,7 @@ import h2.settings
 
 from dynamo.adapters.request_plane.http2 import headers
 from dynamo.adapters.request_plane.http2.dispatch import Dispatch
+from dynamo.adapters.request_plane.http2.floods import Flooded, Floods
 from dynamo.adapters.request_plane.http2.frames import ALL_STREAMS, Cutter, goaway_frame
 from dynamo.adapters.request_plane.http2.stream import Http2Call
 from dynamo.core.errors import (
@@ -82,6 +83,7 @@ class Http2Connection:
             h2.config.H2Configuration(client_side=dialer, header_encoding="utf-8")
         )
         self._dispatch = Dispatch(self)
+        self._floods = Floods()
         self._introduce()
 
     def _introduce(self) -> None:
@@ -133,6 +135,9 @@ class Http2Connection:
                     self._dispatch.on_event(event)
                     if self.closed:
                         break
+        except Flooded as error:
+            goodbye = goaway_frame(self.last_id, _CODES.ENHANCE_YOUR_CALM, str(error))
+            self._end(WireError(f"{self.options.peer} was cut off: {error}"), goodbye)
         except h2.exceptions.ProtocolError as error:
             self._violated(str(error) or type(error).__name__)
         self._wake()
@@ -261,8 +266,9 @@ class Http2Connection:
 
     def _violated(self, what: str) -> None:
         error = WireError(f"{self.options.peer} broke HTTP/2: {what}")
-        self._extra += self.h2.data_to_send()  # h2's own GOAWAY with the right code
-        self._end(error, b"")
+        self._extra += self.h2.data_to_send()  # h2's own GOAWAY with the right code, if it came to frames
+        silent = not self.greeted
+        self._end(error, goaway_frame(0, _CODES.PROTOCOL_ERROR, what) if silent else b"")
 
     def _end(self, error: DynamoError | None, goodbye: bytes) -> None:
         if self.closed:
@@ -387,8 +393,10 @@ class Http2Connection:
 
     # What arrives beside h2's events.
 
-    def _frame_came(self, kind: int, flags: int) -> None:
+    def _frame_came(self, kind: int, flags: int, length: int) -> None:
         self.greeted = True
+        if not self.dialer:
+            self._floods.count(kind, flags, length)
 
     def _goaway_came(self, last_id: int, code: int, text: str) -> None:
         self.draining = True

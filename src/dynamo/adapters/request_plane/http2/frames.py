@@ -32,7 +32,7 @@ class Cutter:
     def __init__(
         self,
         on_goaway: Callable[[int, int, str], None],
-        on_frame: Callable[[int, int], None],
+        on_frame: Callable[[int, int, int], None],
         *,
         preface: bool,
     ) -> None:
@@ -64,7 +64,7 @@ class Cutter:
             after = at + HEAD_BYTES + length
             if after > end:
                 break
-            self._on_frame(kind, buffer[at + 4])
+            self._on_frame(kind, buffer[at + 4], length)
             if kind == GOAWAY and length >= 8:
                 passed.append(bytes(buffer[unpassed:at]))
                 last, code = _unpack_goaway(buffer, at + HEAD_BYTES)
