@@ -97,7 +97,7 @@ def matrix(session: nox.Session) -> None:
 @nox.session
 def integration(session: nox.Session) -> None:
     """Programs as users write them, in processes of their own."""
-    suite(session, dev(session), "integration")
+    suite(session, dev(session), "integration", "-n2")
 
 
 @nox.session
