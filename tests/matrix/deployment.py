@@ -22,6 +22,7 @@ import pytest
 from attrs import frozen
 
 import etcd_server
+import nats_server
 from dynamo.core import registry
 from dynamo.core.config import Settings
 from dynamo.core.ports import discovery, request_plane
@@ -63,7 +64,7 @@ async def _look() -> tuple[Pair, ...]:
     backends: dict[str, discovery.Capability] = {}
     planes: dict[str, request_plane.Capability] = {}
     for scheme in registry.request_plane.schemes():
-        async with registry.request_plane.open(scheme, Settings()) as plane:
+        async with registry.request_plane.open(scheme, Settings(**way(scheme))) as plane:
             planes.setdefault(plane.capability.schemes[0], plane.capability)
     with TemporaryDirectory() as folder:
         for scheme in registry.discovery.schemes():
@@ -76,7 +77,7 @@ async def _look() -> tuple[Pair, ...]:
             scheme,
             dynamic=having.dynamic,
             separate=having.cross_process and reaching.cross_process,
-            ports=reaching.cross_process,
+            ports=reaching.cross_process and scheme != "nats",
         )
         for name, having in backends.items()
         for scheme, reaching in planes.items()
@@ -98,6 +99,11 @@ def backend(scheme: str, folder: Path, addresses: Iterable[str]) -> dict[str, An
             declared = (f"{COMPONENT}.{endpoint}={','.join(addresses)}" for endpoint in ENDPOINTS)
             return {"discovery_backend": "static", "static_instances": ";".join(declared)}
     return {"discovery_backend": scheme}
+
+
+def way(scheme: str) -> dict[str, Any]:
+    """The settings of a request plane that needs a server."""
+    return {"nats_server": nats_server.shared().url} if scheme == "nats" else {}
 
 
 def environment(settings: dict[str, Any]) -> dict[str, str]:
@@ -278,11 +284,15 @@ async def deployed(
     """
     with reserved(seats) as ports:
         hosts = [f"127.0.0.1:{port}" if pair.ports else f"seat-{port}" for port in ports]
-        free = [f"{pair.request_plane}://{host}" for host in hosts]
+        root = "nats:///" if pair.request_plane == "nats" else f"{pair.request_plane}://"
+        free = [f"{root}{host}" for host in hosts]
         own = backend(pair.discovery, folder, addresses or free)
         seen = backend(pair.discovery, folder, seen_at) if seen_at else own
         deployment = Deployment(
-            pair, folder, {**own, "request_plane": pair.request_plane, **QUICK, **settings}, seen
+            pair,
+            folder,
+            {**own, **way(pair.request_plane), "request_plane": pair.request_plane, **QUICK, **settings},
+            seen,
         )
         try:
             async with deployment.runtime:
