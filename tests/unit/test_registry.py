@@ -46,7 +46,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 def test_ours_are_known_by_their_entry_points() -> None:
     assert {"mem", "file", "static"} <= set(registry.discovery.schemes())
-    assert {"mem", "tcp", "tcps", "unix"} <= set(registry.request_plane.schemes())
+    assert {"mem", "tcp", "tcps", "unix", "http", "http2", "https"} <= set(registry.request_plane.schemes())
 
 
 def test_a_third_partys_adapter_is_found_and_opened_with_url_and_settings(
