@@ -1,0 +1,137 @@
+"""The HTTP/2 connection without I/O: what goes into a frame, GOAWAY beside h2, and whatever bytes arrive."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynamo.adapters.request_plane.http2.connection import Http2Connection
+from dynamo.adapters.request_plane.http2.frames import ALL_STREAMS, PREFACE, Cutter, goaway_frame
+from dynamo.adapters.request_plane.http2.stream import Http2Call
+from dynamo.core.errors import DrainingError, Retry
+from dynamo.core.ports.request_plane import Request
+from dynamo.core.wire.budget import ReceiveBudget
+from dynamo.core.wire.opening import Options
+
+
+def connection(*, dialer: bool, taken: list[Http2Call] | None = None) -> Http2Connection:
+    accept = None if taken is None else taken.append
+    return Http2Connection(Options(peer="http://x:1"), ReceiveBudget(2**28), dialer=dialer, accept=accept)
+
+
+def output(side: Http2Connection) -> bytes:
+    data = b""
+    while parts := side.take_output(2**16):
+        data += b"".join(parts)
+    return data
+
+
+def feed(side: Http2Connection, data: bytes) -> None:
+    while data:
+        buffer = side.get_buffer()
+        size = min(len(buffer), len(data))
+        buffer[:size] = data[:size]
+        side.buffer_updated(size)
+        data = data[size:]
+
+
+def pump(one: Http2Connection, other: Http2Connection) -> None:
+    """Until neither has anything to say."""
+    while (there := output(one)) + (back := output(other)):
+        feed(other, there)
+        feed(one, back)
+
+
+def meet() -> tuple[Http2Connection, Http2Connection, list[Http2Call]]:
+    taken: list[Http2Call] = []
+    dialer, listener = connection(dialer=True), connection(dialer=False, taken=taken)
+    pump(dialer, listener)
+    return dialer, listener, taken
+
+
+def frames(data: bytes) -> list[tuple[int, bytes]]:
+    """Type and body."""
+    found = []
+    while data:
+        length = int.from_bytes(data[:3])
+        found.append((data[3], data[9 : 9 + length]))
+        data = data[9 + length :]
+    return found
+
+
+def test_items_that_are_ready_at_once_share_a_frame() -> None:
+    dialer, listener, taken = meet()
+    dialer.open(Request(endpoint="a.b.c", request_id="r", payload=b"\xc0"))
+    pump(dialer, listener)
+    (call,) = taken
+    for _ in range(100):
+        call.send(b"\x01")
+    assert [len(body) for kind, body in frames(output(listener)) if kind == 0] == [600]
+
+
+def test_calls_in_flight_outlive_goaway_and_new_ones_are_turned_away() -> None:
+    dialer, listener, taken = meet()
+    running = dialer.open(Request(endpoint="a.b.c", request_id="r", payload=b"\xc0"))
+    pump(dialer, listener)
+    listener.goaway()
+    pump(dialer, listener)
+    late = dialer.open(Request(endpoint="a.b.c", request_id="r2"))
+    assert isinstance(late.error, DrainingError)
+    assert late.error.retry is Retry.SAFE
+    taken[0].send(b"\x01", end=True)
+    pump(dialer, listener)
+    assert running.receive_nowait() == b"\x01"
+    assert running.ended
+    assert running.error is None
+
+
+def test_nothing_is_sent_before_the_worker_has_said_what_it_takes() -> None:
+    dialer = connection(dialer=True)
+    dialer.open(Request(endpoint="a.b.c", request_id="r", payload=b"\xc0"))
+    assert 1 not in [kind for kind, _ in frames(output(dialer).removeprefix(PREFACE))]
+
+
+@pytest.mark.parametrize("step", [1, 2, 7, 100])
+def test_goaway_is_cut_out_wherever_the_bytes_are_split(step: int) -> None:
+    heard: list[tuple[int, int, str]] = []
+    cutter = Cutter(lambda *said: heard.append(said), lambda *_: None, preface=True)
+    ping = struct.pack(">I", 8)[1:] + b"\x06\x00" + bytes(12)
+    data = PREFACE + ping + goaway_frame(ALL_STREAMS, 2, "why") + ping
+    passed = b"".join(cutter.cut(data[at : at + step]) for at in range(0, len(data), step))
+    assert heard == [(ALL_STREAMS, 2, "why")]
+    assert ping in passed
+    assert passed.endswith(ping * 2)
+
+
+FRAMES = st.lists(
+    st.tuples(
+        st.integers(0, 12),
+        st.integers(0, 255),
+        st.sampled_from([0, 1, 2, 3, 5, 2**31 - 1]),
+        st.binary(max_size=64),
+    ),
+    max_size=20,
+)
+
+
+@given(FRAMES, st.booleans())
+def test_no_frames_at_all_raise_or_leave_a_call_behind(
+    sent: list[tuple[int, int, int, bytes]], after_a_call: bool
+) -> None:
+    dialer, listener, _ = meet()
+    if after_a_call:
+        dialer.open(Request(endpoint="a.b.c", request_id="r", payload=b"\xc0", end=False))
+        pump(dialer, listener)
+    for kind, flags, stream, body in sent:
+        feed(
+            listener,
+            struct.pack(">I", len(body))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + body,
+        )
+        output(listener)
+    listener.connection_lost()
+    dialer.connection_lost()
+    assert listener.open_streams == 0
+    assert listener.budget.used == dialer.budget.used == 0
