@@ -40,7 +40,8 @@ class NatsRequestPlane(RequestPlane):
         self._budget = ReceiveBudget(settings.receive_budget_bytes)
         self._inbox = f"_INBOX.dyn.{secrets.token_hex(11)}"
         self._links: dict[tuple[str, str, int, int], SessionLink] = {}
-        self._sessions: dict[int, SessionLink] = {}  # dialled and served
+        # Dialled and (True) served: a process that calls itself has both ends of one session.
+        self._sessions: dict[tuple[bool, int], SessionLink] = {}
         self._ready: deque[SessionLink] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -90,7 +91,7 @@ class NatsRequestPlane(RequestPlane):
                     self._loop.create_task(self._broker.publish(message.reply, b"here", ""))
                 return
             session, sequence = HEAD.unpack_from(message.data)
-            link = self._sessions.get(session)
+            link = self._sessions.get((True, session))
             if link is None and sequence == 0 and message.reply and server.open:
                 connection = Connection(
                     self._options("a caller"),
@@ -212,11 +213,13 @@ class NatsRequestPlane(RequestPlane):
     def _link(
         self, connection: Connection, session: int, target: str, server: NatsServer | None = None
     ) -> SessionLink:
+        key = (server is not None, session)
+
         def closed(link: SessionLink) -> None:
-            del self._sessions[session]
-            for key, known in list(self._links.items()):
+            del self._sessions[key]
+            for way, known in list(self._links.items()):
                 if known is link:
-                    del self._links[key]
+                    del self._links[way]
             if server is not None:
                 server.ended(link)
             self._idle.set()
@@ -225,12 +228,12 @@ class NatsRequestPlane(RequestPlane):
             connection,
             session,
             target,
-            f"{self._inbox}.{session:016x}",
+            f"{self._inbox}.{'caller' if server is None else 'worker'}.{session:016x}",
             self._queue,
             closed,
             linger_s=0 if server is None else LINGER_S,
         )
-        self._sessions[session] = link
+        self._sessions[key] = link
         if server is not None:
             server.began(link)
         return link
@@ -238,13 +241,13 @@ class NatsRequestPlane(RequestPlane):
     def _receive(self, message: Msg) -> None:
         """What came to the inbox: responses, and word of messages that nobody took."""
         if message.headers and message.headers.get("Status") == NO_RESPONDERS:
-            *_, hex_session, which = message.subject.split(".")
-            link = self._sessions.get(int(hex_session, 16))
+            *_, whose, hex_session, which = message.subject.split(".")
+            link = self._sessions.get((whose == "worker", int(hex_session, 16)))
             if link is not None:
                 link.nobody(first=which == "0")
         elif len(message.data) >= HEAD.size:
             session, sequence = HEAD.unpack_from(message.data)
-            if (link := self._sessions.get(session)) is not None:
+            if (link := self._sessions.get((False, session))) is not None:
                 link.received(sequence, memoryview(message.data)[HEAD.size :])
 
     def _queue(self, link: SessionLink) -> None:
