@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from dynamo.adapters.request_plane.http2.connection import Http2Connection
 from dynamo.adapters.request_plane.http2.frames import ALL_STREAMS, PREFACE, Cutter, goaway_frame
+from dynamo.adapters.request_plane.http2.headers import read_limit
 from dynamo.adapters.request_plane.http2.stream import Http2Call
 from dynamo.core.errors import DrainingError, Retry
 from dynamo.core.ports.request_plane import Request
@@ -135,3 +137,19 @@ def test_no_frames_at_all_raise_or_leave_a_call_behind(
     dialer.connection_lost()
     assert listener.open_streams == 0
     assert listener.budget.used == dialer.budget.used == 0
+
+
+def test_a_reader_of_a_broken_call_takes_nothing_of_the_budget() -> None:
+    dialer, listener, taken = meet()
+    dialer.open(Request(endpoint="a.b.c", request_id="r", payload=b"\xc0", end=False))
+    pump(dialer, listener)
+    feed(listener, bytes.fromhex("000005 00 00 00000001") + struct.pack(">BI", 0, 2**23))
+    listener.connection_lost()
+    assert taken[0].receive_nowait() is None
+    assert taken[0].ended
+    assert listener.budget.used == 0
+
+
+@pytest.mark.parametrize("said", ["1e400", "-1", "x", ""])
+def test_a_limit_that_is_no_size_says_nothing(said: str) -> None:
+    assert read_limit({"dynamo-max-message": said}) == math.inf

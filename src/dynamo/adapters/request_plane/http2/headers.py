@@ -95,8 +95,9 @@ def read_expected(fields: Mapping[str, str]) -> tuple[int, int]:
 
 
 def read_limit(fields: Mapping[str, str]) -> float:
-    """How large an item may be for who sent these fields."""
-    return _number(fields, "dynamo-max-message") or math.inf
+    """How large an item may be for who sent these fields; what is no size says nothing."""
+    value = fields.get("dynamo-max-message", "")
+    return int(value) if value.isdecimal() and len(value) < 20 else math.inf
 
 
 def end_fields(error: DynamoError | None, retry: Retry | None = None) -> Fields:

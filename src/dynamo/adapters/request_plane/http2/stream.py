@@ -218,7 +218,7 @@ class Http2Call(IncomingCall, OutgoingCall):
 
     def _want(self) -> None:
         self._wants = True
-        if not self._items and not self._asked and (excess := self.excess):
+        if not self.in_done and not self._items and not self._asked and (excess := self.excess):
             self._asked = True
             self.connection.budget.ask(self, excess)
 
