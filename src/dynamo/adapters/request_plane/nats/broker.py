@@ -74,7 +74,7 @@ class Broker:
         except TimeoutError:
             raise UnavailableError(
                 f"no NATS server at {self.shown} ({self._settings.source('nats_server')}) after {limit:g} s: "
-                f"{self.problem or 'no answer'}; start one, or set DYN_REQUEST_PLANE=tcp"
+                f"{self.problem or 'no answer'}{self._hint}; start one, or set DYN_REQUEST_PLANE=tcp"
             ) from self.problem
         self._client = client
         self._task = asyncio.get_running_loop().create_task(self._keep(client))
@@ -121,6 +121,13 @@ class Broker:
             return bytes((await self._client.request(subject, b"", timeout_s)).data)
         except (nats.errors.Error, OSError, TimeoutError):
             return None
+
+    @property
+    def _hint(self) -> str:
+        """nats-py does not tell of a certificate that it does not trust: its handshake just never ends."""
+        return (
+            " (is its certificate signed by an authority of NATS_TLS_CA?)" if "tls" in self._options else ""
+        )
 
     @property
     def _patience(self) -> Any:  # nats-py says int, and takes any number

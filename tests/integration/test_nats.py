@@ -1,0 +1,182 @@
+"""The nats request plane and its server: who gets in, and what an outage does to calls."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import nkeys
+import pytest
+import trustme
+
+from dynamo.adapters.request_plane.nats import NatsRequestPlane, open_nats
+from dynamo.core.config import Settings
+from dynamo.core.errors import (
+    AuthError,
+    ConfigError,
+    DynamoError,
+    StreamBrokenError,
+    UnavailableError,
+)
+from dynamo.core.ports.request_plane import IncomingCall, OutgoingCall, Request
+from nats_server import NatsServer
+
+pytestmark = pytest.mark.anyio
+
+ITEM = b"\xc0"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def server() -> Iterator[NatsServer]:
+    with NatsServer() as server:
+        yield server
+
+
+def nats(server: NatsServer, **settings: object) -> Settings:
+    return Settings.from_env({}, nats_server=server.url, startup_timeout_s=5.0, **settings)
+
+
+def answer(call: IncomingCall) -> None:
+    if call.request.request_id != "waits":
+        call.send(ITEM, end=True)
+
+
+@asynccontextmanager
+async def both(settings: Settings) -> AsyncIterator[tuple[NatsRequestPlane, str]]:
+    async with (
+        asyncio.timeout(20),
+        open_nats("nats://", settings) as worker,
+        open_nats("nats://", settings) as caller,
+        worker.serve(answer, instance_id=1, incarnation=1) as served,
+    ):
+        yield caller, served.addresses[0]
+
+
+def start(caller: NatsRequestPlane, address: str, request_id: str = "r") -> OutgoingCall:
+    return caller.call(address, Request(endpoint="a.b.c", request_id=request_id, payload=ITEM))
+
+
+async def outcome(call: OutgoingCall) -> DynamoError | None:
+    while not call.ended:
+        if call.receive_nowait() is None:
+            await call.wait()
+    return call.error
+
+
+async def works(settings: Settings) -> bool:
+    async with both(settings) as (caller, address):
+        return await outcome(start(caller, address)) is None
+
+
+@contextmanager
+def configured(folder: Path, text: str) -> Iterator[NatsServer]:
+    path = folder / "nats.conf"
+    path.write_text(text)
+    with NatsServer("--config", str(path)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("way", ["password", "password in the URL", "token", "nkey"])
+async def test_who_is_known_gets_in_and_others_are_told_what_to_set(tmp_path: Path, way: str) -> None:
+    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    public = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    text, options = {
+        "password": ("user: me, password: secret", {"username": "me", "password": "secret"}),
+        "password in the URL": ("user: me, password: secret", {}),
+        "token": ("token: secret", {"token": "secret"}),
+        "nkey": (f"users: [{{nkey: {public}}}]", {"nkey": bytes(seed).decode()}),
+    }[way]
+    with configured(tmp_path, f"authorization {{ {text} }}") as server:
+        right = nats(server, **{f"nats_auth_{name}": value for name, value in options.items()})
+        if way == "password in the URL":
+            right = Settings.from_env({}, nats_server=f"nats://me:secret@127.0.0.1:{server.port}")
+        assert await works(right)
+        with pytest.raises(AuthError, match=r"refused us.*NATS_AUTH_USERNAME") as refused:
+            async with open_nats(
+                "nats://", nats(server, nats_auth_username="me", nats_auth_password="wrong")
+            ):
+                pass
+        assert "wrong" not in str(refused.value)
+        assert "nats_server" in str(refused.value)
+
+
+async def test_tls_is_checked_by_the_authority_that_is_set(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    files = {name: tmp_path / f"{name}.pem" for name in ("ca", "cert", "key")}
+    authority.cert_pem.write_to_path(str(files["ca"]))
+    certificate.cert_chain_pems[0].write_to_path(str(files["cert"]))
+    certificate.private_key_pem.write_to_path(str(files["key"]))
+    text = f'tls {{ cert_file: "{files["cert"]}", key_file: "{files["key"]}" }}'
+    with configured(tmp_path, text) as server:
+        url = f"tls://127.0.0.1:{server.port}"
+        assert await works(Settings.from_env({}, nats_server=url, nats_tls_ca=str(files["ca"])))
+        with pytest.raises(UnavailableError, match=r"certificate.*NATS_TLS_CA") as refused:
+            async with open_nats("nats://", Settings.from_env({}, nats_server=url, startup_timeout_s=0.5)):
+                pass
+        assert "nats_server" in str(refused.value)
+
+
+async def test_a_start_without_a_server_says_where_and_what_to_do() -> None:
+    settings = Settings.from_env({"NATS_SERVER": "nats://me:secret@127.0.0.1:1"}, startup_timeout_s=0.3)
+    with pytest.raises(UnavailableError) as away:
+        async with open_nats("nats://", settings):
+            pass
+    for part in ("127.0.0.1:1", "NATS_SERVER", "0.3 s", "DYN_REQUEST_PLANE=tcp"):
+        assert part in str(away.value)
+    assert "secret" not in str(away.value)
+
+
+@pytest.mark.parametrize("value", [",", "http://h", "nats://h:99999", "nats://h/path"])
+async def test_what_is_no_server_names_the_variable(value: str) -> None:
+    with pytest.raises(ConfigError, match="NATS_SERVER"):
+        async with open_nats("nats://", Settings.from_env({"NATS_SERVER": value})):
+            pass
+
+
+async def test_a_server_that_is_down_is_passed_over_and_the_next_takes_over(server: NatsServer) -> None:
+    url = f"nats://127.0.0.1:1,{server.url}"
+    assert await works(Settings.from_env({}, nats_server=url))
+
+
+async def test_calls_go_on_after_the_server_was_restarted(server: NatsServer) -> None:
+    async with both(nats(server, keepalive_s=1.0)) as (caller, address):
+        assert await outcome(start(caller, address)) is None
+        server.kill()
+        early = start(caller, address)  # before the client could notice
+        server.start()
+        assert isinstance(await outcome(early), StreamBrokenError | UnavailableError | None)
+        while (error := await outcome(start(caller, address))) is not None:
+            assert isinstance(error, StreamBrokenError | UnavailableError)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_frozen_server_is_noticed_and_calls_go_on_when_it_thaws(server: NatsServer) -> None:
+    async with both(nats(server, keepalive_s=0.6, connect_timeout_s=0.6)) as (caller, address):
+        waiting = start(caller, address, "waits")
+        assert await outcome(start(caller, address)) is None
+        server.signal(signal.SIGSTOP)
+        try:
+            assert isinstance(await outcome(waiting), StreamBrokenError)
+            assert not (await caller.check(address)).ok
+        finally:
+            server.signal(signal.SIGCONT)
+        while (error := await outcome(start(caller, address))) is not None:
+            assert isinstance(error, StreamBrokenError | UnavailableError)
+            await asyncio.sleep(0.01)
+
+
+async def test_nobody_there_is_told_at_once(server: NatsServer) -> None:
+    async with asyncio.timeout(2), open_nats("nats://", nats(server)) as caller:
+        error = await outcome(start(caller, "nats:///nobody"))
+    assert isinstance(error, UnavailableError)
+    assert "no responders" in str(error)
