@@ -394,7 +394,7 @@ async def test_if_nobody_can_be_dialled_both_sides_are_named(instance: int | Non
         for _ in range(2):
             with pytest.raises(
                 NoInstancesError,
-                match=r"listens on http2, nats, this process dials .*mem, tcp.*DYN_REQUEST_PLANE",
+                match=r"listens on http2, nats, this process dials .*mem, .*tcp.*DYN_REQUEST_PLANE",
             ) as caught:
                 await client.call(0, instance=instance)
         assert caught.value.retry is Retry.NEVER
