@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from dynamo.core.codec import decode, encode
 from dynamo.core.config import Settings
-from dynamo.core.context import Context, Metadata
+from dynamo.core.context import Context, text_map
 from dynamo.core.duplex import DuplexStream
 from dynamo.core.errors import CallCancelledError, CardinalityError, ClosedError, ConfigError, DeadlineError
 from dynamo.core.exchange import Exchange
@@ -317,10 +317,10 @@ class Client:
             raise self._unusable()
         if context is None:
             request_id = out.request_id()
-            headers = {} if metadata is None else dict(Metadata(metadata))
+            headers = {} if metadata is None else text_map(metadata)
         else:
             request_id = context.id()
-            headers = {**context.metadata, **context.trace_headers(), **Metadata(metadata)}
+            headers = {**context.metadata, **context.trace_headers(), **text_map(metadata or {})}
             left_s = context.timeout_s
             if left_s is not None and (timeout_s is None or left_s < timeout_s):
                 timeout_s = left_s

@@ -15,18 +15,24 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}")
 
 
+def text_map(values: Mapping[str, str]) -> dict[str, str]:
+    """A copy. Raises TypeError for what is not text to text."""
+    if type(values) is not dict and not isinstance(values, Mapping):
+        raise TypeError(f"metadata is a mapping of text to text, not {values!r}")
+    copied = dict(values)
+    for key, value in copied.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"metadata is text to text, not {key!r}: {value!r}")
+    return copied
+
+
 class Metadata(MutableMapping[str, str]):
     """A live str-to-str mapping; anything else is a TypeError where it is set, not where it is sent."""
 
     __slots__ = ("_values",)
 
     def __init__(self, values: Mapping[str, str] | None = None) -> None:
-        self._values: dict[str, str] = {}
-        if values:
-            if not isinstance(values, Mapping):
-                raise TypeError(f"metadata is a mapping of text to text, not {values!r}")
-            for key, value in values.items():
-                self[key] = value
+        self._values = text_map(values) if values else {}
 
     def __getitem__(self, key: str) -> str:
         return self._values[key]
