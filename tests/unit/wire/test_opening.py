@@ -16,6 +16,7 @@ from dynamo.core.errors import (
     WireError,
     WrongInstanceError,
 )
+from dynamo.core.ports.request_plane import Request
 from dynamo.core.wire import opening
 from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.frames import KILL, PING
@@ -263,3 +264,13 @@ def test_any_byte_counts_even_of_a_frame_that_is_not_whole() -> None:
         if second < 16:
             assert pair.dialer.accepts_calls
     assert pair.dialer.closed
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "arrives"),
+    [(0.3, 0.3), (29.7, 29.7), (-3.0, 0.0), (float("nan"), 0.0), (float("inf"), 9e9), (1e30, 9e9)],
+)
+def test_any_time_left_arrives_as_one_that_can_be_told(timeout_s: float, arrives: float) -> None:
+    request = Request(endpoint="a.b.c", request_id="r", timeout_s=timeout_s)
+    found, _ = opening.decode_head(memoryview(opening.encode_head(request, None)), 262_144)
+    assert found.timeout_s == arrives

@@ -23,6 +23,7 @@ from dynamo.core.wire.packing import pack, unpack_map, whole
 
 NONCE_BYTES = PROOF_BYTES = 32
 _MAX_INT = 2**31 - 1
+_FAR_S = 9e9  # in microseconds below 2 ** 53
 
 
 @frozen(kw_only=True)
@@ -182,12 +183,14 @@ def encode_head(request: Request, window: int | None) -> bytes:
     head: dict[int, Any] = {0: request.endpoint, 1: request.request_id}
     if request.attempt != 1:
         head[2] = request.attempt
-    if request.timeout_s is not None:
-        head[3] = round(min(max(0.0, request.timeout_s * 1_000_000), 2**53 - 1))
+    if (timeout_s := request.timeout_s) is not None:
+        if not 0 <= timeout_s < _FAR_S:
+            timeout_s = min(max(0.0, timeout_s), _FAR_S)
+        head[3] = round(timeout_s * 1_000_000)
     if window is not None:
         head[4] = window
-    if request.metadata:
-        head[5] = dict(request.metadata)
+    if metadata := request.metadata:
+        head[5] = metadata if type(metadata) is dict else dict(metadata)
     if request.priority:
         head[6] = request.priority
     return pack(head)
@@ -211,9 +214,11 @@ def decode_head(head: memoryview, default_window: int) -> tuple[Request, int]:
     request = Request(
         endpoint=endpoint,
         request_id=request_id,
-        attempt=whole(fields, 2, "attempt", 1, _MAX_INT, default=1),
+        attempt=whole(fields, 2, "attempt", 1, _MAX_INT) if 2 in fields else 1,
         timeout_s=None if timeout_us is None else timeout_us / 1_000_000,
         metadata=metadata,
-        priority=whole(fields, 6, "priority", -(2**31), _MAX_INT, default=0),
+        priority=whole(fields, 6, "priority", -(2**31), _MAX_INT) if 6 in fields else 0,
     )
-    return request, whole(fields, 4, "window", MIN_WINDOW, _MAX_INT, default=default_window)
+    if 4 in fields:
+        return request, whole(fields, 4, "window", MIN_WINDOW, _MAX_INT)
+    return request, default_window
