@@ -267,7 +267,7 @@ def test_any_byte_counts_even_of_a_frame_that_is_not_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("timeout_s", "arrives"),
+    "timeout_s, arrives",
     [(0.3, 0.3), (29.7, 29.7), (-3.0, 0.0), (float("nan"), 0.0), (float("inf"), 9e9), (1e30, 9e9)],
 )
 def test_any_time_left_arrives_as_one_that_can_be_told(timeout_s: float, arrives: float) -> None:
