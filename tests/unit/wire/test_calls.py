@@ -482,6 +482,24 @@ def test_a_burst_is_offered_in_growing_portions_before_the_tick_ends() -> None:
     assert burst()[0] == EAGER_PARTS // 2
 
 
+def test_the_driver_is_told_when_a_request_or_an_answer_is_complete() -> None:
+    pair = Pair()
+    complete: list[str] = []
+    pair.dialer.on_end = lambda: complete.append("request")
+    pair.listener.on_end = lambda: complete.append("answer")
+    _, worker = pair.call()
+    assert complete == ["request"]
+    worker.send(b"\x01")
+    assert complete == ["request"]
+    worker.end()
+    assert complete == ["request", "answer"]
+    caller, worker = pair.call(end=False)
+    assert complete == ["request", "answer"]
+    caller.send(b"\x01", end=True)
+    worker.send(b"\x01", end=True)
+    assert complete == ["request", "answer", "request", "answer"]
+
+
 def test_a_burst_that_the_driver_leaves_for_later_is_kept() -> None:
     pair = Pair()
     caller, worker = pair.call()

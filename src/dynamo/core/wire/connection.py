@@ -58,10 +58,10 @@ class Connection:
     """A dialer opens streams, a listener gives those that arrive to ``accept``, each with its first item.
 
     ``on_output`` is called once when there is something to take, and again only after ``take_output`` took
-    all of it. ``on_burst``, in between: so much has come that it is better taken now than at the end of the
-    tick. ``on_ready``: the opening is done. ``on_idle``: the last open stream ended. ``closed``: write
-    what ``take_output`` still gives, then close the transport; ``error`` says why, None for a plain
-    ``close()``. What arrives after that is thrown away.
+    all of it. In between, ``on_burst``: so much has come that it is better taken now than at the end of the
+    tick; and ``on_end``: all that this side has to say of a call is there. ``on_ready``: the opening is done.
+    ``on_idle``: the last open stream ended. ``closed``: write what ``take_output`` still gives, then close the
+    transport; ``error`` says why, None for a plain ``close()``. What arrives after that is thrown away.
     """
 
     def __init__(
@@ -112,6 +112,14 @@ class Connection:
     @on_output.setter
     def on_output(self, hook: Callable[[], None]) -> None:
         self._out.on_output = hook
+
+    @property
+    def on_end(self) -> Callable[[], None]:
+        return self._out.on_end
+
+    @on_end.setter
+    def on_end(self, hook: Callable[[], None]) -> None:
+        self._out.on_end = hook
 
     @property
     def on_burst(self) -> Callable[[], None]:
@@ -225,6 +233,8 @@ class Connection:
                 out.wake()
             elif len(out.frames) >= out.eager:
                 out.hurry()
+            if request.end:
+                out.on_end()
             return stream
         stream._head = head
         if payload is not None:

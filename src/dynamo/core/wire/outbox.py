@@ -39,6 +39,7 @@ class Outbox:
         "flooded",
         "frames",
         "on_burst",
+        "on_end",
         "on_output",
         "open",
         "opening",
@@ -63,6 +64,7 @@ class Outbox:
         self.eager = EAGER_PARTS  # parts in frames from which on they are not left to the end of the tick
         self.on_output: Callable[[], None] = _nobody
         self.on_burst: Callable[[], None] = _nobody
+        self.on_end: Callable[[], None] = _nobody  # a stream's last frame was queued
 
     def wake(self) -> None:
         if not self.scheduled:

@@ -128,6 +128,7 @@ class Sending:
                 out.hurry()
             if end:
                 self._end_sent()
+                out.on_end()
                 return True
             return credit > 0
         return self._send_later(payload, size, flags | F_END if end else flags)
@@ -148,6 +149,7 @@ class Sending:
         else:
             out.queue(header(END, 0, self.id, 0))
         self._end_sent()
+        out.on_end()
 
     @property
     def can_send(self) -> bool:

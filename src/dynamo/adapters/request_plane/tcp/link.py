@@ -23,6 +23,7 @@ SEND_BUFFER_BYTES = 512 * 1024
 TAKE_BYTES = 256 * 1024  # asked of the connection at a time: about one fragment of the largest size
 JOIN_BYTES = 16 * 1024  # a part up to this is cheaper copied into a common write than written alone
 EARLY_S = 50e-6  # what has waited for so long is worth a write, which takes about a fifth of it
+QUIET_S = 100e-6  # without a write
 HOLD_S = 25e-6  # after a write the next one may wait for so long, if there is more to come
 LATE_S = 0.05  # a timer that fires later than this tells that the loop was blocked
 LINGER_S = 1.0  # for the peer to read what a closing side still says, and again until it closes: a reset
@@ -94,6 +95,7 @@ class Link(asyncio.BufferedProtocol):
         self._due = math.inf  # when the timer was to fire
         connection.on_output = self._schedule_flush
         connection.on_burst = self._write_early
+        connection.on_end = self._write_if_quiet
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -211,6 +213,11 @@ class Link(asyncio.BufferedProtocol):
                 transport.write(part)
             if small:
                 transport.write(b"".join(small))
+
+    def _write_if_quiet(self) -> None:
+        """A request or an answer is complete, and most likely nothing else comes in this tick."""
+        if perf_counter() - self._written_at > QUIET_S:
+            self._write()
 
     def _write_early(self) -> None:
         if perf_counter() - self._waiting_since > EARLY_S:
