@@ -60,8 +60,8 @@ class Connection:
     ``on_output`` is called once when there is something to take, and again only after ``take_output`` took
     all of it. In between, ``on_burst``: so much has come that it is better taken now than at the end of the
     tick; and ``on_end``: all that this side has to say of a call is there. ``on_ready``: the opening is done.
-    ``on_idle``: the last open stream ended. ``closed``: write what ``take_output`` still gives, then close the
-    transport; ``error`` says why, None for a plain ``close()``. What arrives after that is thrown away.
+    ``on_idle``: the last open stream ended. ``closed``: write what ``take_output`` still gives, then close
+    the transport; ``error`` says why, None for a plain ``close()``. What arrives after that is thrown away.
     """
 
     def __init__(
