@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -335,3 +337,26 @@ async def test_leaving_ends_what_is_open_under_every_fault() -> None:
             streams[1].write(b"never delivered")
             await silent(streams[0])
             proxy.refuse()
+
+
+@pytest.mark.parametrize("ticks", range(5))
+async def test_a_connection_accepted_as_the_proxy_refuses_is_served_or_reset(ticks: int) -> None:
+    """Whichever step of the loop it comes in, its socket is not forgotten."""
+    troubles: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, trouble: troubles.append(trouble))
+    async with proxied() as (_, proxy):
+        dialed = socket.create_connection((proxy.host, proxy.port), PATIENCE_S)  # waits for the kernel alone
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        proxy.refuse()
+        reader, writer = await asyncio.open_connection(sock=dialed)
+        try:
+            writer.write(b"hello")
+            async with asyncio.timeout(PATIENCE_S):
+                assert await reader.readexactly(5) == b"hello"
+        except (ConnectionError, asyncio.IncompleteReadError):
+            assert proxy.open_connections == 0
+        finally:
+            writer.close()
+    gc.collect()
+    assert troubles == []

@@ -31,9 +31,9 @@ class FaultProxy:
         self._target = (target_host, target_port)
         self._listener: socket.socket | None = None
         self._reserved: socket.socket | None = None
-        self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._accepting: set[asyncio.Task[None]] = set()
+        self._dials: set[asyncio.Task[None]] = set()
         self._closed = asyncio.Event()
         self.buffer_bytes = buffer_bytes
         self.host, self.port = "127.0.0.1", 0
@@ -62,9 +62,10 @@ class FaultProxy:
 
     async def __aexit__(self, *_: object) -> None:
         self.refuse()
-        for task in self._tasks:
+        await asyncio.gather(*self._accepting, return_exceptions=True)  # cancelled, they would leave a socket
+        for task in self._dials:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._dials, return_exceptions=True)
         self.reset()
         while self._links:
             self._closed.clear()
@@ -95,11 +96,9 @@ class FaultProxy:
 
     def refuse(self) -> None:
         """Stop listening: new connections are refused, open ones go on. The port stays ours."""
-        server, listener = self._server, self._listener
-        self._server = self._listener = None
-        if server is not None:
-            server.close()
+        listener, self._listener = self._listener, None
         if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener)
             listener.close()
 
     def cut(self) -> None:
@@ -132,24 +131,24 @@ class FaultProxy:
         self._listener = _bound(self.host, self.port)
         self._listener.listen(128)  # from here on the kernel takes connections, before the loop serves them
         self.port = self._listener.getsockname()[1]
-        self._spawn(self._serve(self._listener))
+        asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
-    async def _serve(self, listener: socket.socket) -> None:
-        if self._listener is not listener:
+    def _accept(self, listener: socket.socket) -> None:
+        # Not by asyncio's server: one that is closed in the tick of an accept leaves that socket open.
+        try:
+            accepted, _ = listener.accept()
+        except OSError:  # gone before we came
             return
-        server = await asyncio.get_running_loop().create_server(
-            lambda: _Link(self).client, sock=listener, start_serving=False
-        )
-        if self._listener is not listener:
-            server.close()
-            return
-        self._server = server
-        await server.start_serving()
+        accepted.setblocking(False)
+        self._spawn(self._take(accepted), self._accepting)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _take(self, accepted: socket.socket) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: _Link(self).client, accepted)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        among.add(task)
+        task.add_done_callback(among.discard)
 
     def _opened(self, link: _Link) -> None:
         self.connections += 1
@@ -157,7 +156,7 @@ class FaultProxy:
         if self.swallowing:
             link.lose()
         else:
-            self._spawn(link.dial(*self._target))
+            self._spawn(link.dial(*self._target), self._dials)
 
     def _gone(self, link: _Link) -> None:
         self._links.discard(link)
