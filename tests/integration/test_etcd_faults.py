@@ -12,11 +12,12 @@ import pytest
 
 from dynamo.adapters.discovery.etcd import EtcdDiscovery, open_etcd
 from dynamo.adapters.discovery.etcd.keys import key_of
+from dynamo.core.codec import encode_instance
 from dynamo.core.config import Settings
 from dynamo.core.errors import DynamoError
 from dynamo.core.health import Status
 from dynamo.core.model import Instance
-from dynamo.core.ports.discovery import Snapshot, Stale
+from dynamo.core.ports.discovery import Removed, Snapshot, Stale
 from dynamo.testing.discovery import ENDPOINT, OTHER, Follower, an_instance, by_key, following, lease_for
 from dynamo.testing.discovery_owner import OwnerProcess
 from dynamo.testing.proxy import FaultProxy
@@ -268,10 +269,36 @@ async def test_the_first_lease_has_the_instance_id(lasting: EtcdServer) -> None:
             assert lasting.range(key_of(ENDPOINT, 1)).kvs[0].lease not in (0, 1)
 
 
+async def test_a_lost_lease_is_not_revoked(lasting: EtcdServer) -> None:
+    """What it still holds is listed without a gap until the next lease has taken it over."""
+    kept = an_instance(1, OTHER)
+    usurper = an_instance(1, incarnation=ONE.incarnation + 1)
+    async with client_at(lasting.hostport) as client:
+        async with lease_for(client, ONE) as lease:
+            await lease.put(ONE)
+            await lease.put(kept)
+            lasting.grant(99)
+            lasting.put(key_of(ENDPOINT, 1).decode(), encode_instance(usurper), 99)
+            async with asyncio.timeout(BOUND_S):
+                assert "belongs to" in await lease.lost()
+        assert sorted(lasting.leases()) == [1, 99]
+        async with following(client) as follower:
+            assert follower.live == by_key(usurper, kept)
+            async with lease_for(client, kept) as another:
+                await another.put(kept)
+                taken = lasting.range(key_of(OTHER, 1)).kvs[0].lease
+                assert taken not in (0, 1, 99)
+                lasting.revoke(99)  # a later change, so that all before it has been seen
+                await seen(follower, kept)
+        gone = [c for c in follower.changes if isinstance(c, Removed)]
+        assert kept.key not in [(c.endpoint_id, c.instance_id) for c in gone]
+        assert taken not in lasting.leases()  # one that was not lost is given back
+
+
 @pytest.mark.blocks_loop
 async def test_a_blocked_loop_keeps_its_lease(lasting: EtcdServer) -> None:
     async with client_at(lasting.hostport) as client, held(client, ONE) as losses:
-        time.sleep(3.5)
+        time.sleep(2.8)  # etcd ends an unrenewed one within the TTL and half a second
         assert lasting.range(key_of(ENDPOINT, 1)).count == 1
         await asyncio.sleep(0.1)
         assert losses == []
