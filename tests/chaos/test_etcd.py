@@ -44,10 +44,11 @@ class Scale:
     short_s: float
     long_s: float  # longer than the TTL
     frozen_s: float
+    cut_ttls: float  # how many TTLs a worker is cut off or stopped
 
 
-QUICK = Scale(ttl_s=2, short_s=0.7, long_s=3.0, frozen_s=3.0)
-FULL = Scale(ttl_s=10, short_s=3.0, long_s=30.0, frozen_s=20.0)
+QUICK = Scale(ttl_s=2, short_s=0.5, long_s=2.5, frozen_s=2.2, cut_ttls=1.6)
+FULL = Scale(ttl_s=10, short_s=3.0, long_s=30.0, frozen_s=20.0, cut_ttls=3)
 
 
 @define
@@ -254,12 +255,12 @@ async def one_server(scale: Scale, folder: Path) -> list[dict[str, Any]]:
 
                 async def black_hole() -> None:
                     to_worker.black_hole()
-                    await asyncio.sleep(3 * scale.ttl_s)
+                    await asyncio.sleep(scale.cut_ttls * scale.ttl_s)
                     to_worker.heal()
 
                 async def stop() -> None:
                     here.workers["w2"].suspend()
-                    await asyncio.sleep(3 * scale.ttl_s)
+                    await asyncio.sleep(scale.cut_ttls * scale.ttl_s)
                     here.workers["w2"].go_on()
 
                 async def kill() -> None:
@@ -277,8 +278,8 @@ async def one_server(scale: Scale, folder: Path) -> list[dict[str, Any]]:
                 await here.suffer("a lease revoked", revoke)
                 await here.suffer("all keys deleted", delete)
                 await here.suffer("compacted while a client was cut off", compact)
-                await here.suffer("a worker's link black-holed for 3 TTLs", black_hole)
-                await here.suffer("a worker stopped for 3 TTLs", stop, unreachable="w2")
+                await here.suffer(f"a worker's link black-holed for {scale.cut_ttls:g} TTLs", black_hole)
+                await here.suffer(f"a worker stopped for {scale.cut_ttls:g} TTLs", stop, unreachable="w2")
                 await here.suffer("a worker killed", kill, unreachable="w3")
             return here.rows()
 
