@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -74,7 +75,7 @@ class Broker:
         except TimeoutError:
             raise UnavailableError(
                 f"no NATS server at {self.shown} ({self._settings.source('nats_server')}) after {limit:g} s: "
-                f"{self.problem or 'no answer'}{self._hint}; start one, or set DYN_REQUEST_PLANE=tcp"
+                f"{self.problem or 'no answer'}; start one, or set DYN_REQUEST_PLANE=tcp"
             ) from self.problem
         self._client = client
         self._task = asyncio.get_running_loop().create_task(self._keep(client))
@@ -96,7 +97,7 @@ class Broker:
         if self._client is not None:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
                 await self._renew(self._client, one)
-                await self._client.flush(self._patience)
+                await self._heard(self._client)
         return one
 
     async def drop(self, one: Subscription) -> None:
@@ -105,7 +106,7 @@ class Broker:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
                 await one.live.unsubscribe()
                 if self._client is not None:
-                    await self._client.flush(self._patience)
+                    await self._heard(self._client)
 
     async def publish(self, subject: str, data: bytes, reply: str) -> None:
         """Hand it to the connection; what is lost with that shows to the receiver as a gap."""
@@ -121,13 +122,6 @@ class Broker:
             return bytes((await self._client.request(subject, b"", timeout_s)).data)
         except (nats.errors.Error, OSError, TimeoutError):
             return None
-
-    @property
-    def _hint(self) -> str:
-        """nats-py does not tell of a certificate that it does not trust: its handshake just never ends."""
-        return (
-            " (is its certificate signed by an authority of NATS_TLS_CA?)" if "tls" in self._options else ""
-        )
 
     @property
     def _patience(self) -> Any:  # nats-py says int, and takes any number
@@ -179,7 +173,14 @@ class Broker:
                 )
                 for one in self._subscriptions:
                     await self._renew(client, one)
-                await client.flush(self._patience)
+                await self._heard(client)
+        except ssl.SSLCertVerificationError as error:
+            self._abort(client)  # nats-py's own closing waits for ever, for the end of what TLS replaced
+            raise AuthError(
+                f"the NATS server {access.hidden(server)} ({self._settings.source('nats_server')}) has a "
+                f"certificate that we do not trust: {error.verify_message or error}; set NATS_TLS_CA to the "
+                "file of the authority that signed it"
+            ) from error
         except BaseException as error:
             await self._leave(client)
             for said in (error, *seen):
@@ -202,6 +203,11 @@ class Broker:
         one.live = await client.subscribe(
             one.subject, one.queue, cb=receive, pending_msgs_limit=0, pending_bytes_limit=0
         )
+
+    async def _heard(self, client: Client) -> None:
+        """Wait until the server has read all that we said: nats-py's ping overtakes what is not written."""
+        await client._flush_pending(force_flush=True)
+        await client.flush(self._patience)
 
     async def _keep(self, client: Client) -> None:
         """Announce each connection, watch it, and replace it when it is lost."""
@@ -233,10 +239,15 @@ class Broker:
 
     async def _leave(self, client: Client) -> None:
         """Close it, in bounded time: with a full socket nats-py would wait for ever."""
-        transport: Any = client._transport
         with contextlib.suppress(TimeoutError, nats.errors.Error, OSError):
             async with asyncio.timeout(CLOSE_S):
                 await client.close()
+        self._abort(client)
+
+    @staticmethod
+    def _abort(client: Client) -> None:
+        """Close its socket now."""
+        transport: Any = client._transport
         writer = getattr(transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
