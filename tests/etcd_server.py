@@ -38,9 +38,12 @@ START = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.arg
 class EtcdServer:
     """One server. Its ports stay reserved for it until ``close``, so that it can come back there."""
 
-    def __init__(self, *options: str, host: str = "127.0.0.1", tls: bool = False) -> None:
+    def __init__(
+        self, *options: str, host: str = "127.0.0.1", tls: bool = False, program: Path = PROGRAM
+    ) -> None:
         self._stack = ExitStack()
         self._options, self._host, self._tls = options, host, tls
+        self._program = program
         self.folder = Path(tempfile.mkdtemp(prefix="etcd-", dir=MEMORY if MEMORY.is_dir() else None))
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self.port, self.peer_port = (self._reserve() for _ in range(2))
@@ -80,14 +83,14 @@ class EtcdServer:
             *("--heartbeat-interval", "20" if len(self.cluster) == 1 else "50"),
             *("--election-timeout", "200" if len(self.cluster) == 1 else "500"),
             *(
-                *(("--unsafe-no-fsync",) if PROGRAM.parent == PROGRAMS else ()),
+                *(("--unsafe-no-fsync",) if self._program.parent == PROGRAMS else ()),
                 "--log-level",
                 "error",
                 *self._options,
             ),
         ]
         with (self.folder / "log").open("ab") as log:
-            program = [sys.executable, "-ISc", START, PROGRAM]
+            program = [sys.executable, "-ISc", START, self._program]
             self._process = subprocess.Popen([*program, *arguments], stdout=log, stderr=log)
 
     def wait(self) -> None:

@@ -60,8 +60,9 @@ class EtcdHarness(DiscoveryHarness):
 
 
 @asynccontextmanager
-async def etcd_harness() -> AsyncIterator[EtcdHarness]:
-    server = shared()
+async def etcd_harness(server: EtcdServer | None = None) -> AsyncIterator[EtcdHarness]:
+    """On ``server``, or on the one that all tests of this process share."""
+    server = server or shared()
     server.empty()
     async with FaultProxy("127.0.0.1", server.port) as proxy:
         harness = EtcdHarness(server, proxy)
