@@ -18,8 +18,8 @@ from matrix.deployment import Pair, deployed, pairs, reserved
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
-    # Only what is declared can be declared to lie elsewhere, where the proxy listens.
-    pytest.mark.parametrize("pair", pairs(lambda pair: pair.separate and not pair.dynamic)),
+    # Only what is declared, with a port, can be declared to lie elsewhere, where the proxy listens.
+    pytest.mark.parametrize("pair", pairs(lambda pair: pair.separate and pair.ports and not pair.dynamic)),
 ]
 
 Tell = Callable[[object], None]
