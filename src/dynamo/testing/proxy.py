@@ -24,6 +24,7 @@ class FaultProxy:
 
     Leaving the block resets what is still open and returns when every socket is closed. The methods that
     switch faults return at once and may be combined; ``heal`` ends them all.
+    Needs an event loop with ``add_reader``, which all have but Windows' default one.
     """
 
     def __init__(self, target_host: str, target_port: int, *, buffer_bytes: int = 256 * 1024) -> None:
