@@ -206,6 +206,46 @@ async def test_a_worker_is_known_to_the_server_when_its_serving_begins(server: N
             assert said.index(b"SUB dyn.") < said.rindex(b"PING")
 
 
+async def test_a_lost_message_breaks_the_stream_and_skips_nothing(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived: list[IncomingCall] = []
+    lost = asyncio.Event()
+    settings = nats(server)
+    async with (
+        asyncio.timeout(10),
+        open_nats("nats://", settings) as worker,
+        open_nats("nats://", settings) as caller,
+        worker.serve(arrived.append, instance_id=1, incarnation=1) as served,
+    ):
+        call = start(caller, served.addresses[0])
+        while not arrived:
+            await asyncio.sleep(0.01)
+        arrived[0].send(b"\x01")
+        while (first := call.receive_nowait()) is None:
+            await call.wait()
+        publish = worker._broker.publish
+
+        async def drop(subject: str, data: bytes, reply: str) -> None:
+            monkeypatch.setattr(worker._broker, "publish", publish)
+            lost.set()
+
+        monkeypatch.setattr(worker._broker, "publish", drop)
+        arrived[0].send(b"\x02")
+        await lost.wait()
+        arrived[0].send(b"\x03", end=True)
+        rest = []
+        while not call.ended:
+            if (item := call.receive_nowait()) is not None:
+                rest.append(item)
+            else:
+                await call.wait()
+    assert bytes(first) == b"\x01"
+    assert rest == []
+    assert isinstance(call.error, StreamBrokenError)
+    assert "were lost" in str(call.error)
+
+
 async def test_nobody_there_is_told_at_once(server: NatsServer) -> None:
     async with asyncio.timeout(2), open_nats("nats://", nats(server)) as caller:
         error = await outcome(start(caller, "nats:///nobody"))
