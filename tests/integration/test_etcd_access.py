@@ -96,13 +96,14 @@ async def refused(
 ) -> str:
     """What a runtime with these variables says: in one line, at once or at the end of its wait."""
     backend = {"DYN_DISCOVERY_BACKEND": "kv_store", "DYN_TCP_RPC_HOST": "127.0.0.1"}
-    for name, value in {**ENVIRONMENT, "DYN_STARTUP_TIMEOUT_S": "0.8", **backend, **variables}.items():
+    bound_s = "0.8" if error is UnavailableError else "20"  # others are told at once; etcd's bcrypt is slow
+    for name, value in {**ENVIRONMENT, "DYN_STARTUP_TIMEOUT_S": bound_s, **backend, **variables}.items():
         monkeypatch.setenv(name, value)
     began = time.monotonic()
     with pytest.raises(error) as caught:
         async with DistributedRuntime.from_env() as runtime:
             await runtime.endpoint("a.b.c").client()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     check(caught.value, error, words)
     return str(caught.value)
 
