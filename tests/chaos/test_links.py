@@ -36,15 +36,15 @@ async def under_load(
 ) -> AsyncIterator[tuple[Load, FaultProxy, FaultProxy]]:
     """Workers ``one`` and ``two``, each behind a link of its own, and a load on both."""
     async with AsyncExitStack() as stack:
-        ports = stack.enter_context(reserved(2))
+        scheme, ports = pair.request_plane, stack.enter_context(reserved(2))
         links = [await stack.enter_async_context(FaultProxy("127.0.0.1", port)) for port in ports]
         deployment = await stack.enter_async_context(
             deployed(
                 pair,
                 folder,
                 "one",
-                addresses=[f"tcp://127.0.0.1:{port}#{number}" for number, port in enumerate(ports, 1)],
-                seen_at=[f"tcp://{link.address}#{number}" for number, link in enumerate(links, 1)],
+                addresses=[f"{scheme}://127.0.0.1:{port}#{number}" for number, port in enumerate(ports, 1)],
+                seen_at=[f"{scheme}://{link.address}#{number}" for number, link in enumerate(links, 1)],
                 keepalive_s=KEEPALIVE_S,
                 connect_timeout_s=1.0,
             )
