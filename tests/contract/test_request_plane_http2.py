@@ -15,6 +15,7 @@ import trustme
 from dynamo.adapters.request_plane.http2 import Http2RequestPlane, open_http2
 from dynamo.adapters.request_plane.tcp.server import TcpServer
 from dynamo.core.config import Settings
+from dynamo.core.errors import ConfigError
 from dynamo.core.ports.request_plane import Server
 from dynamo.testing.proxy import FaultProxy
 from dynamo.testing.request_plane import Link, RequestPlaneContract, RequestPlaneHarness
@@ -142,3 +143,16 @@ class TestMutualTls(RequestPlaneContract):
     @pytest.fixture
     def harness(self, certificates: dict[str, str]) -> Http2Harness:
         return Http2Harness("https", **certificates)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "where", [{"tcp_host": "192.0.2.1", "tcp_bind": "127.0.0.1"}, {"tcp_bind": "0.0.0.0"}], ids=str
+)
+async def test_a_worker_does_not_let_its_token_come_in_the_clear(where: dict[str, str]) -> None:
+    settings = Settings(auth_token="secret", **{"tcp_host": "127.0.0.1", **where})
+    async with open_http2("http://", settings) as plane:
+        with pytest.raises(ConfigError, match=r"AUTH_TOKEN.* in the clear; .*TLS_CERT") as told:
+            async with plane.serve(lambda call: None, instance_id=1, incarnation=1):
+                pytest.fail("it serves")
+        assert "secret" not in str(told.value)

@@ -146,7 +146,8 @@ class Settings:
     tls_server_name: str | None = _setting(None, converters.text, "DYN_TCP_TLS_SERVER_NAME")
     """The name that a caller expects in the worker's certificate, if not the host that it dials."""
     auth_token: str | None = _setting(None, converters.text, "DYN_AUTH_TOKEN", secret=True)
-    """A shared secret. Both sides prove that they know it; it is never sent."""
+    """A shared secret. Both sides prove that they know it and never send it; over HTTP/2 callers send it, and
+    only with TLS or on loopback."""
 
     startup_timeout_s: float = _setting(120.0, converters.seconds, "DYN_STARTUP_TIMEOUT_S")
     """How long a start waits for a backend that is away."""

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, cast
+from urllib.parse import urlsplit
 
 from dynamo.adapters.request_plane.http2.addresses import HttpAddress, parse
 from dynamo.adapters.request_plane.http2.connection import Http2Connection
@@ -14,6 +15,7 @@ from dynamo.adapters.request_plane.tcp.addresses import HostPort, UnixPath, is_l
 from dynamo.adapters.request_plane.tcp.plane import TcpRequestPlane, with_options
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError
+from dynamo.core.ports.request_plane import Accept, Server
 from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.opening import Options
 from dynamo.core.wire.stream import Stream
@@ -29,6 +31,30 @@ class Http2RequestPlane(TcpRequestPlane):
 
     def _parse(self, address: str) -> HttpAddress:
         return parse(address)
+
+    @asynccontextmanager
+    async def serve(
+        self, accept: Accept, *, instance_id: int, incarnation: int, address: str | None = None
+    ) -> AsyncIterator[Server]:
+        self._refuse_to_hear_the_token_in_the_clear()
+        serving = super().serve(accept, instance_id=instance_id, incarnation=incarnation, address=address)
+        async with serving as server:
+            self._refuse_to_hear_the_token_in_the_clear(*server.addresses)
+            yield server
+
+    def _refuse_to_hear_the_token_in_the_clear(self, *addresses: str) -> None:
+        """Callers would send it to there; what is bound counts as much as what is published."""
+        settings = self._settings
+        if not settings.auth_token or settings.tls_cert_path:
+            return
+        heard_at = [*addresses, *([f"http://{settings.tcp_bind}"] if settings.tcp_bind else ())]
+        for there in heard_at:
+            if not is_loopback(urlsplit(there).hostname or ""):
+                raise ConfigError(
+                    f"{settings.source('auth_token')} would come to {there} in the clear; serve with TLS "
+                    f"({settings.source('tls_cert_path')}), on loopback "
+                    f"({settings.source('tcp_host')}=127.0.0.1), or over tcp, which proves it"
+                )
 
     def _dialling(self, options: Options, target: HostPort | UnixPath) -> Connection:
         assert isinstance(target, HttpAddress)
