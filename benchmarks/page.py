@@ -21,7 +21,7 @@ PAGE = Path("docs/performance.md")
 CHART = "pictures/request_plane.svg"
 ORDER = (
     "dynamo", "grpc.aio", "ours tcp", "ours spelling", "ours unix", "ours mem", "ours tcp solo",
-    "ours fallback", "ceiling",
+    "ours fallback", "ours http2", "ceiling",
 )  # fmt: skip
 
 

@@ -119,6 +119,7 @@ def systems(wheel: str | None) -> dict[str, Make]:
         "ours mem": ours_in_one_process("mem", "ours mem"),
         "ours tcp solo": ours_in_one_process("tcp", "ours tcp solo"),
         "ours fallback": ours_without_extras,
+        "ours http2": ours("http2"),
         "grpc.aio": grpc_aio,
     }
     if wheel is not None:
