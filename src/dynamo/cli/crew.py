@@ -213,7 +213,7 @@ def _tasks(workers: Iterable[Worker]) -> list[asyncio.Task[None]]:
 
 
 def _environment(settings: Settings, index: int) -> dict[str, str]:
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "DYN_WORKER_INDEX": str(index)}
     for field, variable in PORTS.items():
         if port := getattr(settings, field):
             env[variable] = str(port + index)

@@ -63,8 +63,8 @@ class Settings:
     _sources: Mapping[str, str] = attrs.field(factory=dict, alias="sources", repr=False, eq=False)
 
     discovery_backend: str = _setting("etcd", converters.adapter(DISCOVERY_ALIASES), "DYN_DISCOVERY_BACKEND")
-    """Where instances are found: ``etcd``, ``file``, ``static`` or ``mem``, or a URL such as
-    ``file:///path?ttl_s=5``. ``kv_store`` is another name of ``etcd``. As keyword argument also
+    """Where instances are found: ``etcd``, ``kubernetes``, ``file``, ``static`` or ``mem``, or a URL such
+    as ``file:///path?ttl_s=5``. ``kv_store`` is another name of ``etcd``. As keyword argument also
     ``discovery``.
     """
     request_plane: str = _setting("tcp", converters.adapter(REQUEST_PLANE_ALIASES), "DYN_REQUEST_PLANE")
@@ -122,6 +122,35 @@ class Settings:
     """Our certificate (PEM) for NATS servers that want one."""
     nats_tls_client_key: str | None = _setting(None, converters.path, "NATS_TLS_CLIENT_KEY")
     """Its key (PEM), where it is not in the same file."""
+
+    kubeconfig: str | None = _setting(None, converters.text, "KUBECONFIG")
+    """How the Kubernetes API server is reached from outside its cluster: the path of a kubeconfig file.
+    Default: the pod's service account, else ``~/.kube/config``.
+    """
+    pod_name: str | None = _setting(None, converters.text, "POD_NAME")
+    """The name of the pod that a worker runs in, from the downward API. Default:
+    ``/etc/podinfo/pod_name``.
+    """
+    pod_uid: str | None = _setting(None, converters.text, "POD_UID")
+    """That pod's uid. Default: ``/etc/podinfo/pod_uid``."""
+    pod_namespace: str | None = _setting(None, converters.text, "POD_NAMESPACE")
+    """The Kubernetes namespace that workers register in and are looked for. Default:
+    ``/etc/podinfo/pod_namespace``, else the service account's, else the kubeconfig's.
+    """
+    pod_ip: str | None = _setting(None, converters.text, "POD_IP")
+    """The pod's address, which others dial where ``DYN_TCP_RPC_HOST`` says nothing else."""
+    kube_discovery_mode: str = _setting(
+        "pod", converters.choice("pod", "container"), "DYN_KUBE_DISCOVERY_MODE"
+    )
+    """What a worker's record on Kubernetes is named after: its ``pod``, or, where several containers of a
+    pod serve, its ``container``.
+    """
+    container_name: str | None = _setting(None, converters.text, "CONTAINER_NAME")
+    """The container that a worker runs in, for ``DYN_KUBE_DISCOVERY_MODE=container``."""
+    worker_index: int | None = _setting(None, converters.index, "DYN_WORKER_INDEX")
+    """Which of the workers of its container this is, from 0; ``dynamo serve`` sets it. Default: the first
+    that is free.
+    """
 
     tcp_host: str | None = _setting(None, converters.text, "DYN_TCP_RPC_HOST")
     """The host under which others dial this worker. Default: loopback where discovery stays on one host,

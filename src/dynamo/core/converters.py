@@ -87,6 +87,16 @@ def port(value: Any) -> int:
     return number
 
 
+def index(value: Any) -> int:
+    try:
+        number = -1 if isinstance(value, bool) or not isinstance(value, (str, int)) else int(value)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 9999:
+        raise ValueError("expected a number, 0 to 9999")
+    return number
+
+
 def port_or_off(value: Any) -> int | None:
     """-1 is Dynamo's way to say that there is none."""
     return None if str(value).strip() == "-1" else port(value)

@@ -149,7 +149,7 @@ def _url(settings: Settings, listening: socket.socket) -> str:
     """What others dial."""
     host, port = listening.getsockname()[:2]
     if host in ("::", "0.0.0.0"):
-        host = settings.tcp_host or own_address()
+        host = settings.tcp_host or settings.pod_ip or own_address()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

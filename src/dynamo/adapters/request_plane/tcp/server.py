@@ -194,10 +194,10 @@ async def _bind(
     context: ssl.SSLContext | None,
 ) -> tuple[socket.socket, HostPort]:
     """A listening socket, and the address that others dial."""
-    host = declared.host if declared else settings.tcp_host or own_address()
+    host = declared.host if declared else settings.tcp_host or settings.pod_ip or own_address()
     port = declared.port if declared else settings.tcp_port
     if host in ANY_HOST:
-        host, bind_host = own_address(), host
+        host, bind_host = settings.pod_ip or own_address(), host
     else:
         bind_host = host
     bind_host = settings.tcp_bind or bind_host
