@@ -47,12 +47,12 @@ def where(transport: str, folder: Path, endpoints: Sequence[str]) -> dict[str, s
     """The environment of both sides: a static instance has no Unix socket, one that is found has."""
     if transport == "mem":
         return {"DYN_DISCOVERY_BACKEND": "mem", "DYN_REQUEST_PLANE": "mem", "DYN_DRAIN_GRACE_S": "0"}
-    plane = "http2" if transport == "http2" else "tcp"
+    plane = transport if transport in ("http2", "nats") else "tcp"
     common = {"DYN_REQUEST_PLANE": plane, "TMPDIR": str(folder), "DYN_DRAIN_GRACE_S": "0"}
     if transport == "unix":
         return {**common, "DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": str(folder / "store")}
     scheme = {"tls": "tcps", "http2": "http"}.get(transport, "tcp")
-    address = f"{scheme}://127.0.0.1:{free_port()}"
+    address = f"{scheme}://127.0.0.1:{free_port()}" if plane != "nats" else "nats:///worker"
     declared = ";".join(f"{endpoint}={address}" for endpoint in endpoints)
     return {**common, "DYN_DISCOVERY_BACKEND": "static", "DYN_STATIC_INSTANCES": declared}
 

