@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from blockbuster import BlockBuster
 from hypothesis import settings
 
+import control_plane_program
+
 settings.register_profile("any machine", deadline=None)  # a bound per example fails on a busy one
 settings.load_profile("any machine")
 
 LOOP = os.environ.get("DYNAMO_TEST_LOOP", "asyncio")
 BLOCKING_CALLS = ("time.", "socket.", "ssl.", "builtins.input")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the Kubernetes control plane where a test needs it: it takes longer than a test may."""
+    if not session.config.option.collectonly and any(
+        item.get_closest_marker("kubernetes") for item in session.items
+    ):
+        with suppress(control_plane_program.MissingGoError, control_plane_program.BuildError):
+            control_plane_program.program()  # what is wrong is told by the tests that need it
 
 
 @pytest.fixture(scope="session")
