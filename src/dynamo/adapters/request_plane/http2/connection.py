@@ -8,15 +8,15 @@ from collections.abc import Callable
 from time import monotonic
 
 import h2.config
-import h2.connection
 import h2.errors
 import h2.exceptions
 import h2.settings
 
 from dynamo.adapters.request_plane.http2 import headers
+from dynamo.adapters.request_plane.http2.counted import CountedConnection
 from dynamo.adapters.request_plane.http2.dispatch import Dispatch
 from dynamo.adapters.request_plane.http2.floods import Flooded, Floods
-from dynamo.adapters.request_plane.http2.frames import ALL_STREAMS, Cutter, goaway_frame
+from dynamo.adapters.request_plane.http2.frames import ALL_STREAMS, Cutter, Oversized, goaway_frame
 from dynamo.adapters.request_plane.http2.stream import Http2Call
 from dynamo.core.errors import (
     DrainingError,
@@ -34,6 +34,7 @@ from dynamo.core.wire.silence import Act, Silence
 READ_BYTES = 64 * 1024
 MAX_STREAMS = 4096  # of one connection at a time
 GIVE_BYTES = 2**24  # of the connection's window, which holds nobody up: given back in large pieces
+MAX_UNREAD_BYTES = 4 * 2**20  # of answers to frames, which no window bounds, at one who does not read them
 _LARGEST_WINDOW = 2**31 - 1
 _CODES = h2.errors.ErrorCodes
 
@@ -70,7 +71,7 @@ class Http2Connection:
         self.waiting: dict[Http2Call, headers.Fields] = {}  # to be opened
         self.busy: dict[Http2Call, None] = {}  # may have something to send
         self.blocked: dict[Http2Call, None] = {}  # by the connection's window
-        self._extra = bytearray()  # frames that h2 does not make for us
+        self._extra = bytearray()  # answers that were not written yet, and frames that h2 does not make
         self._silence = Silence(options.keepalive_s)
         self._heard = False
         self._began_at: float | None = None
@@ -79,9 +80,7 @@ class Http2Connection:
         self.owed = 0  # of the connection's window
         self._woken = False
         self.peer_window = options.window_bytes if dialer else 65_535
-        self.h2 = h2.connection.H2Connection(
-            h2.config.H2Configuration(client_side=dialer, header_encoding="utf-8")
-        )
+        self.h2 = CountedConnection(h2.config.H2Configuration(client_side=dialer, header_encoding=None))
         self._dispatch = Dispatch(self)
         self._floods = Floods()
         self._introduce()
@@ -129,6 +128,8 @@ class Http2Connection:
             return
         self._heard = True
         try:
+            if len(self._extra) > MAX_UNREAD_BYTES:
+                raise Flooded(f"{len(self._extra)} bytes of answers were not read")
             data = self._cutter.cut(self._buffer[:size])
             if data and not self.closed:
                 for event in self.h2.receive_data(data):
@@ -136,10 +137,12 @@ class Http2Connection:
                     if self.closed:
                         break
         except Flooded as error:
-            goodbye = goaway_frame(self.last_id, _CODES.ENHANCE_YOUR_CALM, str(error))
-            self._end(WireError(f"{self.options.peer} was cut off: {error}"), goodbye)
+            self._cut_off(_CODES.ENHANCE_YOUR_CALM, error)
+        except Oversized as error:
+            self._cut_off(_CODES.FRAME_SIZE_ERROR, error)
         except h2.exceptions.ProtocolError as error:
             self._violated(str(error) or type(error).__name__)
+        self._extra += self.h2.data_to_send()
         self._wake()
 
     def take_output(self, limit: int) -> list[bytes]:
@@ -157,7 +160,7 @@ class Http2Connection:
                 taken += self.emit(call)
         data = conn.data_to_send()
         if self._extra:
-            data += bytes(self._extra)
+            data = bytes(self._extra) + data
             self._extra.clear()
         return [data] if data else []
 
@@ -241,6 +244,7 @@ class Http2Connection:
         if self.closed or self.goaways == 2:
             return
         self.goaways += 1
+        self._extra += self.h2.data_to_send()
         self._extra += goaway_frame(ALL_STREAMS if self.goaways == 1 else self.last_id)
         self._wake()
 
@@ -264,9 +268,13 @@ class Http2Connection:
         self._end(error, b"")
         self._extra.clear()
 
+    def _cut_off(self, code: h2.errors.ErrorCodes, why: Exception) -> None:
+        goodbye = goaway_frame(self.last_id, code, str(why))
+        self._end(WireError(f"{self.options.peer} was cut off: {why}"), goodbye)
+
     def _violated(self, what: str) -> None:
         error = WireError(f"{self.options.peer} broke HTTP/2: {what}")
-        self._extra += self.h2.data_to_send()  # h2's own GOAWAY with the right code, if it came to frames
+        # h2 has said GOAWAY with the right code, if it came to frames.
         silent = not self.greeted
         self._end(error, goaway_frame(0, _CODES.PROTOCOL_ERROR, what) if silent else b"")
 
@@ -274,6 +282,7 @@ class Http2Connection:
         if self.closed:
             return
         self.closed, self.error = True, error
+        self._extra += self.h2.data_to_send()
         self._extra += goodbye
         why = str(error or f"the connection to {self.options.peer} was closed")
         waiting, calls = list(self.waiting), list(self.calls.values())
@@ -346,6 +355,8 @@ class Http2Connection:
         if call in self.waiting and not self._open_now(call):
             return 0
         if not self.dialer and call.queue and not call.head_sent:
+            if call.holds_back:
+                return 0
             self._send_head(call)
         size = 0
         if call.queue:
@@ -353,6 +364,8 @@ class Http2Connection:
             if room > 0:
                 size, parts = _gather(call, room)
                 conn.send_data(call.id, b"".join(parts))
+                call.sent(size)
+                self._floods.sent()
             elif conn.outbound_flow_control_window <= 0:
                 self.blocked[call] = None
             if call.queue:

@@ -30,6 +30,7 @@ from dynamo.core.ports.request_plane import Request
 if TYPE_CHECKING:
     from dynamo.adapters.request_plane.http2.connection import Http2Connection
 
+MAX_TABLE_BYTES = 4096  # of fields that HPACK remembers for us, however much the peer would
 _CODES = h2.errors.ErrorCodes
 
 
@@ -59,6 +60,9 @@ class Dispatch:
     def _on_settings(self, event: h2.events.RemoteSettingsChanged) -> None:
         connection = self._connection
         code = h2.settings.SettingCodes.INITIAL_WINDOW_SIZE
+        encoder = connection.h2.encoder
+        if encoder.header_table_size > MAX_TABLE_BYTES:  # it is searched for each field, and kept
+            encoder.header_table_size = MAX_TABLE_BYTES
         window = connection.h2.remote_settings.initial_window_size
         if (not connection.ready or code in event.changed_settings) and window != connection.peer_window:
             difference, connection.peer_window = window - connection.peer_window, window
@@ -152,13 +156,13 @@ class Dispatch:
         except DynamoError as error:
             self._spoilt(call, error)
             return
-        if isinstance(call, JsonCall):
-            connection.give_credit(call, len(data))
-        elif call in connection.unaccepted and (excess := call.excess) and not call.out_done:
+        if call in connection.unaccepted and (excess := call.excess) and not call.out_done:
             if connection.budget.grant_now(excess):
                 call.granted(excess)
             else:
-                call.refuse(OverloadedError("no memory is left for large items (DYN_RECEIVE_BUDGET_BYTES)"))
+                self._refuse(
+                    call, OverloadedError("no memory is left for large items (DYN_RECEIVE_BUDGET_BYTES)")
+                )
 
     def _accept_first(self, call: Http2Call) -> None:
         """Its first item is whole."""
@@ -176,6 +180,11 @@ class Dispatch:
         except DynamoError as error:
             call.refuse(error)
 
+    def _refuse(self, call: Http2Call, error: DynamoError) -> None:
+        """What comes of it until it is told will not be the first item any more."""
+        self._connection.unaccepted.discard(call)
+        call.refuse(error)
+
     def _take(self, call: Http2Call) -> None:
         connection = self._connection
         if connection.accept is not None:
@@ -188,7 +197,7 @@ class Dispatch:
             connection.reset(call, _CODES.CANCEL)
             call.finish(error)
         elif call in connection.unaccepted:
-            call.refuse(error)
+            self._refuse(call, error)
         else:
             call.fail(error)
             call.end_input(error)
@@ -226,6 +235,8 @@ class Dispatch:
             call.finish(call.broken(f"{connection.options.peer} ended the response without trailers"))
             return
         call.peer_done = True
+        if call.queue:  # it was held back
+            connection.wants_to_send(call)
         if call in connection.unaccepted and isinstance(call, JsonCall):
             self._accept_whole(call)
             return
@@ -252,5 +263,9 @@ class Dispatch:
 
 
 def _texts(fields: Iterable[tuple[bytes | str, bytes | str]] | None) -> dict[str, str]:
-    """The fields as h2 decodes them here, which its types do not tell."""
-    return {str(name): str(value) for name, value in fields or ()}
+    """Any bytes may stand in a field; h2 would raise UnicodeDecodeError for some, in the middle of a read."""
+    return {_text(name): _text(value) for name, value in fields or ()}
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode(errors="replace")

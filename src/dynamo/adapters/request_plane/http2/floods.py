@@ -6,8 +6,10 @@ from time import monotonic
 
 BURST = 2000  # frames at once: more calls than a router drops in one moment
 RATE = 200  # a second after that
-DATA, PRIORITY, RST_STREAM, SETTINGS, PING = 0, 2, 3, 4, 6
-END_STREAM = 1
+PER_DATA = 2  # windows opened for each DATA frame that was sent: of its stream and of the connection
+DATA, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 2, 3, 4, 6, 8, 9
+END_STREAM, PADDED = 1, 8
+MAX_PADDING = 256  # of a frame, with the byte that tells its length
 _COUNTED = (PRIORITY, RST_STREAM, SETTINGS, PING)
 
 
@@ -16,23 +18,49 @@ class Flooded(Exception):
 
 
 class Floods:
-    """Rapid reset (CVE-2023-44487); SETTINGS, PING, PRIORITY and empty DATA (CVE-2019-9511 to 9518).
+    """Rapid reset (CVE-2023-44487); SETTINGS, PING, PRIORITY, empty DATA and unknown frames (CVE-2019-9511 to
+    9518); and apart from these, WINDOW_UPDATE, of which a reader of much sends many.
 
     Header blocks and CONTINUATION frames are bounded by h2: 64 KiB of fields, 64 frames.
     """
 
-    __slots__ = ("_at", "_left")
+    __slots__ = ("_control", "_windows")
 
     def __init__(self) -> None:
-        self._left = float(BURST)
-        self._at = monotonic()
+        self._control, self._windows = _Bucket(), _Bucket()
 
     def count(self, kind: int, flags: int, length: int) -> None:
         """Raises Flooded."""
-        if kind not in _COUNTED and (kind != DATA or length or flags & END_STREAM):
+        if kind == WINDOW_UPDATE:
+            if not self._windows.take():
+                raise Flooded(
+                    f"more windows opened than {BURST}, {RATE} a second and {PER_DATA} a DATA frame"
+                )
             return
-        now = monotonic()
-        self._left = min(float(BURST), self._left + (now - self._at) * RATE) - 1
-        self._at = now
-        if self._left < 0:
+        counted = kind in _COUNTED or kind > CONTINUATION or (kind == DATA and _may_be_empty(flags, length))
+        if counted and not self._control.take():
             raise Flooded(f"more than {BURST} frames of control at once and {RATE} a second")
+
+    def sent(self) -> None:
+        """A DATA frame."""
+        self._windows.left += PER_DATA
+
+
+def _may_be_empty(flags: int, length: int) -> bool:
+    return not flags & END_STREAM and length <= (MAX_PADDING if flags & PADDED else 0)
+
+
+class _Bucket:
+    __slots__ = ("_at", "left")
+
+    def __init__(self) -> None:
+        self.left = float(BURST)
+        self._at = monotonic()
+
+    def take(self) -> bool:
+        if self.left < 1:
+            now = monotonic()
+            self.left = min(float(BURST), self.left + (now - self._at) * RATE)
+            self._at = now
+        self.left -= 1
+        return self.left >= 0

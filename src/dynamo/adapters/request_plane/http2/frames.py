@@ -21,10 +21,14 @@ def goaway_frame(last_stream: int, code: int = 0, text: str = "") -> bytes:
     return _pack_goaway(0, 8 + len(debug), GOAWAY, 0, 0, last_stream, code) + debug
 
 
+class Oversized(Exception):
+    """The head of a frame that is larger than allowed; h2 would wait for all of it before it says so."""
+
+
 class Cutter:
     """Whole frames out of bytes; GOAWAY goes to ``on_goaway(last_stream, code, text)``.
 
-    What is no frame of an allowed size is passed on as it is: h2 knows what to say about it.
+    What is no preface is passed on as it is: h2 knows what to say about it.
     """
 
     __slots__ = ("_buffer", "_on_frame", "_on_goaway", "_skip")
@@ -42,7 +46,7 @@ class Cutter:
         self._on_frame = on_frame
 
     def cut(self, data: bytes | memoryview) -> bytes:
-        """What h2 is to read now."""
+        """What h2 is to read now. Raises Oversized."""
         buffer = self._buffer
         buffer += data
         at, end, unpassed = 0, len(buffer), 0
@@ -58,9 +62,7 @@ class Cutter:
             length = buffer[at] << 16 | buffer[at + 1] << 8 | buffer[at + 2]
             kind = buffer[at + 3]
             if length > MAX_FRAME_BYTES:
-                passed.append(bytes(buffer[unpassed:]))
-                buffer.clear()
-                return b"".join(passed)
+                raise Oversized(f"a frame of {length} bytes, at most {MAX_FRAME_BYTES} are taken")
             after = at + HEAD_BYTES + length
             if after > end:
                 break

@@ -18,6 +18,7 @@ from dynamo.core.wire.frames import Malformed
 
 NATIVE = "application/vnd.dynamo.stream"
 MAX_LIST_BYTES = 64 * 1024  # of the header fields of one message, counted as RFC 9113, section 6.5.2 says
+_MAX_INT = 2**31 - 1
 FIELD_COST = 32  # of that, beyond its name and value
 MAX_ERROR_BYTES = 24 * 1024  # of an encoded error: its three texts may have 16 KiB each
 
@@ -71,16 +72,17 @@ def request_fields(
 
 def read_request(fields: Mapping[str, str]) -> Request:
     """Raises BadPayloadError for what is no such request."""
-    parts = [unquote(part) for part in fields[":path"].partition("?")[0].strip("/").split("/")]
+    path = fields.get(":path", "")  # CONNECT has none
+    parts = [unquote(part) for part in path.partition("?")[0].strip("/").split("/")]
     timeout_s = _number(fields, "dynamo-timeout")
     return Request(
         endpoint=".".join(parts),
         request_id=unquote(fields.get("x-request-id", "")),
         end="dynamo-input" in fields,
-        attempt=int(_number(fields, "dynamo-attempt") or 1),
+        attempt=_whole(fields, "dynamo-attempt", 1, least=1),
         timeout_s=timeout_s,
         metadata=_metadata(fields),
-        priority=int(_number(fields, "dynamo-priority") or 0),
+        priority=_whole(fields, "dynamo-priority", 0, least=-_MAX_INT),
     )
 
 
@@ -176,3 +178,12 @@ def _number(fields: Mapping[str, str], name: str) -> float | None:
     if not math.isfinite(number):
         raise BadPayloadError(f"{name}: expected a number, got {value!r:.40}")
     return number
+
+
+def _whole(fields: Mapping[str, str], name: str, otherwise: int, *, least: int) -> int:
+    number = _number(fields, name)
+    if number is None:
+        return otherwise
+    if not least <= number <= _MAX_INT:
+        raise BadPayloadError(f"{name}: {fields[name]!r:.40} is not from {least} to {_MAX_INT}")
+    return int(number)

@@ -23,6 +23,7 @@ JSON = "application/json"
 LINES = "application/x-ndjson"
 EVENTS = "text/event-stream"
 PROBLEM = "application/problem+json"  # RFC 9457
+SHORT_BYTES = 16 * 1024  # a body that is not worth a reset
 
 
 class JsonCall(Http2Call):
@@ -33,9 +34,8 @@ class JsonCall(Http2Call):
         self._events = EVENTS in fields.get("accept", "")
         self._limit = connection.options.max_message_bytes
         length = fields.get("content-length", "")
-        self._expected: int = int(length) if length.isdecimal() else self._limit
+        self._expected = int(length) if length.isdecimal() else None
         self._body = bytearray()
-        self._granted = 0
         self._problem: tuple[int, bytes] | None = None
         self._item_sent = False
 
@@ -47,15 +47,30 @@ class JsonCall(Http2Call):
         data = kind + b"data: " + text + b"\n\n" if self._events else text + b"\n"
         self._tell(data)
 
+    @property
+    def holds_back(self) -> bool:
+        """Refused while its short body is on the way: curl 7.88, told so while it sends, may not read why."""
+        if self._problem is None or self.peer_done:
+            return False
+        return max(len(self._body), self._expected or 0) <= SHORT_BYTES
+
     def arrived(self, data: bytes) -> None:
         self._body += data
-        if (size := max(len(self._body), self._expected)) > self._limit:
-            raise too_large(size, self._limit)
-        if not self._granted and (excess := min(self._expected, self._limit) - self.window) > 0:
+        if self._problem is not None:
+            if not self.holds_back:
+                self.connection.wants_to_send(self)
+            return
+        size = len(self._body)
+        if (least := max(size, self._expected or 0)) > self._limit:
+            raise too_large(least, self._limit)
+        if self._expected is not None:
+            needed = self._expected
+        else:
+            needed = self._limit if 2 * size > self.window else 0
+        if not self.held and (excess := needed - self.window) > 0:
             if not self.connection.budget.grant_now(excess):
                 raise OverloadedError("no memory is left for large bodies (DYN_RECEIVE_BUDGET_BYTES)")
-            self._granted = excess
-            self.hold(excess)
+            self.granted(excess)
 
     def take_first(self) -> None:
         """The body is here. Raises BadPayloadError."""

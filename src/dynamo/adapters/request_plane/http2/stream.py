@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from dynamo.adapters.request_plane.http2.connection import Http2Connection
 
 
+MIN_BACKLOG_BYTES = 64 * 1024  # small windows would else cost a turn of the loop each time
+
+
 class Http2Call(IncomingCall, OutgoingCall):
     """The end of a call on this side; the two sides share what moves items.
 
@@ -45,6 +48,7 @@ class Http2Call(IncomingCall, OutgoingCall):
         self.connection = connection
         self.queue: deque[Payload] = deque()  # framed, to be sent
         self.offset = 0  # of the first of them
+        self._backlog = 0  # bytes of all of them: a peer may grant more than is good to keep here
         self.out_done = False  # nothing more is queued
         self.failure: DynamoError | None = None  # instead of a clean end
         self.failure_retry: Retry | None = None  # instead of its own verdict
@@ -53,10 +57,11 @@ class Http2Call(IncomingCall, OutgoingCall):
         self.peer_done = False  # its side of the stream is closed
         self.credit = 0
         self.window = connection.options.window_bytes
+        self._most_backlog = max(self.window, MIN_BACKLOG_BYTES)
         self.owed = 0
         self.in_done = False
         self.reserved = 0  # of the budget, for the window
-        self._held = 0  # of the budget, granted beyond the window
+        self.held = 0  # of the budget, granted beyond the window
         self._asked = False  # for that
         self._wants = False  # a reader waits
         self._messages = Messages(connection.options.max_message_bytes)
@@ -90,6 +95,7 @@ class Http2Call(IncomingCall, OutgoingCall):
         if size:
             queue.append(payload)
         self.credit -= size + PREFIX_BYTES
+        self._backlog += size + PREFIX_BYTES
         self.connection.wants_to_send(self)
 
     def end(self) -> None:
@@ -101,7 +107,7 @@ class Http2Call(IncomingCall, OutgoingCall):
 
     @property
     def _has_room(self) -> bool:
-        return self.out_done or self.credit > 0
+        return self.out_done or (self.credit > 0 and self._backlog < self._most_backlog)
 
     async def writable(self) -> None:
         while not self._has_room:
@@ -114,9 +120,16 @@ class Http2Call(IncomingCall, OutgoingCall):
         if self._has_room:
             _wake(self._writable)
 
+    def sent(self, size: int) -> None:
+        """So much of what was queued is on its way."""
+        self._backlog -= size
+        if self._has_room:
+            _wake(self._writable)
+
     def _tell(self, message: bytes) -> None:
         self.queue.append(message)
         self.credit -= len(message)
+        self._backlog += len(message)
         self.connection.wants_to_send(self)
 
     # Receiving.
@@ -128,8 +141,8 @@ class Http2Call(IncomingCall, OutgoingCall):
         payload = self._items.popleft()
         self._received += 1
         cost = len(payload) + PREFIX_BYTES
-        if self._held and cost > self.window:
-            cost -= self._held
+        if self.held and cost > self.window:
+            cost -= self.held
             self._release_held()
         self._owe(cost)
         return payload
@@ -199,7 +212,7 @@ class Http2Call(IncomingCall, OutgoingCall):
     @property
     def excess(self) -> int:
         """What the incomplete item needs beyond the window."""
-        return max(0, self._messages.needed - self.window) if not self._held else 0
+        return max(0, self._messages.needed - self.window) if not self.held else 0
 
     def take_first(self) -> None:
         """The first item of a request becomes part of it."""
@@ -222,14 +235,10 @@ class Http2Call(IncomingCall, OutgoingCall):
             self._asked = True
             self.connection.budget.ask(self, excess)
 
-    def hold(self, size: int) -> None:
-        """So much of the budget is this call's until its input is over."""
-        self._held = size
-
     def granted(self, size: int) -> None:
         """The budget has room for the item that is larger than the window."""
         self._asked = False
-        self._held = size
+        self.held = size
         self.connection.give_credit(self, size)
 
     def _owe(self, cost: int) -> None:
@@ -239,7 +248,7 @@ class Http2Call(IncomingCall, OutgoingCall):
             self.connection.give_credit(self, owed)
 
     def _release_held(self) -> None:
-        held, self._held = self._held, 0
+        held, self.held = self.held, 0
         if held:
             self.connection.budget.give_grant(held)
 
@@ -279,6 +288,11 @@ class Http2Call(IncomingCall, OutgoingCall):
             return
         self.connection.cancel(self)
         self.finish(error)
+
+    @property
+    def holds_back(self) -> bool:
+        """What there is to send waits until more has come."""
+        return False
 
     def head(self) -> Fields:
         """What stands before the items of a response."""
