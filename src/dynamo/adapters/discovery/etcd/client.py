@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from dynamo.adapters.discovery.clients import OpenClient, check_owner
 from dynamo.adapters.discovery.etcd.cluster import Cluster
 from dynamo.adapters.discovery.etcd.configuration import EtcdConfig
 from dynamo.adapters.discovery.etcd.feed import Feed
@@ -16,10 +17,10 @@ from dynamo.adapters.discovery.etcd.leasing import END_S, OwnLease
 from dynamo.adapters.discovery.etcd.scoping import Scoped
 from dynamo.adapters.discovery.etcd.thread import Tasks
 from dynamo.core.codec import encode_instance
-from dynamo.core.errors import ClosedError, ConfigError, DynamoError
+from dynamo.core.errors import ClosedError, DynamoError
 from dynamo.core.health import Health, Status
 from dynamo.core.model import EndpointId, Instance, Scope
-from dynamo.core.ports.discovery import Capability, Discovery, Identity, Lease, Liveness, Watch
+from dynamo.core.ports.discovery import Capability, Lease, Liveness, Watch
 from dynamo.core.watching import ConflatingWatch
 
 TICK_S = 0.25  # the thread learns this often that our loop runs
@@ -34,8 +35,7 @@ class EtcdLease(Lease):
 
     async def put(self, instance: Instance) -> None:
         own = self._own
-        if (instance.instance_id, instance.incarnation) != (own.instance_id, own.incarnation):
-            raise ConfigError(f"{instance} does not belong to the lease of {own.instance_id:x}")
+        check_owner(instance, own.instance_id, own.incarnation)
         await self._tasks.run(own.put(instance.endpoint_id, encode_instance(instance)))
 
     async def remove(self, endpoint_id: EndpointId) -> None:
@@ -46,26 +46,18 @@ class EtcdLease(Lease):
         return self._own.reason
 
 
-class EtcdDiscovery(Discovery):
+class EtcdDiscovery(OpenClient):
     """One runtime's client."""
 
     def __init__(self, tasks: Tasks, cluster: Cluster) -> None:
+        super().__init__(capability(cluster.config), cluster.config.where)
         self._tasks, self._cluster = tasks, cluster
-        self._capability = capability(cluster.config)
         self._turns = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
-
-    @property
-    def capability(self) -> Capability:
-        return self._capability
-
-    async def identity(self, endpoint_id: EndpointId) -> Identity | None:
-        return None
 
     @asynccontextmanager
     async def watch(self, scope: Scope) -> AsyncIterator[Watch]:
-        self._check_open()
+        self.check_open()
         watch = ConflatingWatch()
         feed = Feed(self._cluster, [range_of(scope)], Scoped(scope, watch))
         leave = self._tasks.spawn(feed.run())
@@ -76,7 +68,7 @@ class EtcdDiscovery(Discovery):
 
     @asynccontextmanager
     async def lease(self, *, instance_id: int, incarnation: int) -> AsyncIterator[Lease]:
-        self._check_open()
+        self.check_open()
         loop, lost = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
@@ -115,13 +107,9 @@ class EtcdDiscovery(Discovery):
 
     def close(self) -> None:
         """End that."""
-        self._closed = True
+        super().close()
         if self._timer is not None:
             self._timer.cancel()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError(f"this client of {self._cluster.config.where} is closed")
 
 
 def capability(config: EtcdConfig) -> Capability:

@@ -10,14 +10,15 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from dynamo.adapters.discovery.clients import OpenClient, check_owner
 from dynamo.adapters.discovery.file.keeping import OwnLease
 from dynamo.adapters.discovery.file.layout import FORBIDDEN
 from dynamo.adapters.discovery.file.tree import ANSWER_S, Tree
 from dynamo.core.codec import encode_instance
-from dynamo.core.errors import ClosedError, ConfigError, ConflictError, DynamoError
+from dynamo.core.errors import ConflictError, DynamoError
 from dynamo.core.health import Health, Status
 from dynamo.core.model import EndpointId, Instance, Scope
-from dynamo.core.ports.discovery import Capability, Discovery, Identity, Lease, Liveness, Watch
+from dynamo.core.ports.discovery import Capability, Lease, Liveness, Watch
 from dynamo.core.watching import ConflatingWatch
 
 TICK_S = 0.25  # a lease learns this often that its loop runs, a watch that the disk hangs
@@ -63,8 +64,7 @@ class FileLease(Lease):
 
     async def put(self, instance: Instance) -> None:
         own, keeper = self.own, self._tree.keeper
-        if (instance.instance_id, instance.incarnation) != (own.instance_id, own.incarnation):
-            raise ConfigError(f"{instance} does not belong to the lease of {own.instance_id}")
+        check_owner(instance, own.instance_id, own.incarnation)
         record = encode_instance(instance)
         try:
             await self._tree.run(
@@ -109,28 +109,20 @@ class FileLease(Lease):
                 pass  # it stays in the thread's queue
 
 
-class FileDiscovery(Discovery):
+class FileDiscovery(OpenClient):
     """One runtime's client of a tree."""
 
     def __init__(self, tree: Tree, stall_s: float) -> None:
-        self._tree, self._stall_s = tree, stall_s
         key = tree.key
-        self._capability = capability(shared=key.shared, ttl_s=key.ttl_s)
+        super().__init__(capability(shared=key.shared, ttl_s=key.ttl_s), str(tree.layout.root))
+        self._tree, self._stall_s = tree, stall_s
         self._leases: set[FileLease] = set()
         self._watches: set[ConflatingWatch] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
-
-    @property
-    def capability(self) -> Capability:
-        return self._capability
-
-    async def identity(self, endpoint_id: EndpointId) -> Identity | None:
-        return None
 
     @asynccontextmanager
     async def watch(self, scope: Scope) -> AsyncIterator[Watch]:
-        self._check_open()
+        self.check_open()
         watch = ConflatingWatch()
         self._watches.add(watch)
         self._tree.follow(watch, scope)
@@ -142,7 +134,7 @@ class FileDiscovery(Discovery):
 
     @asynccontextmanager
     async def lease(self, *, instance_id: int, incarnation: int) -> AsyncIterator[Lease]:
-        self._check_open()
+        self.check_open()
         lease = FileLease(self._tree, instance_id, incarnation, self._stall_s)
         self._leases.add(lease)
         try:
@@ -182,13 +174,9 @@ class FileDiscovery(Discovery):
 
     def close(self) -> None:
         """End that."""
-        self._closed = True
+        super().close()
         if self._timer is not None:
             self._timer.cancel()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError(f"this client of {self._tree.layout.root} is closed")
 
 
 def capability(*, shared: bool, ttl_s: float) -> Capability:

@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from dynamo.adapters.discovery.clients import OpenClient, check_owner
 from dynamo.adapters.discovery.mem.store import MemStore
 from dynamo.core.codec import decode_instance, encode_instance
-from dynamo.core.errors import ClosedError, ConfigError, ConflictError, LeaseLostError, UnavailableError
+from dynamo.core.errors import ClosedError, ConflictError, LeaseLostError, UnavailableError
 from dynamo.core.health import Health, Status
 from dynamo.core.model import EndpointId, Instance, InstanceKey, Scope
-from dynamo.core.ports.discovery import Capability, Discovery, Identity, Lease, Liveness, Watch
+from dynamo.core.ports.discovery import Capability, Lease, Liveness, Watch
 from dynamo.core.watching import ConflatingWatch
 
 PULSES = 5  # in a TTL
@@ -35,8 +36,7 @@ class MemLease(Lease):
         self._ended = False
 
     async def put(self, instance: Instance) -> None:
-        if (instance.instance_id, instance.incarnation) != (self.instance_id, self.incarnation):
-            raise ConfigError(f"{instance} does not belong to the lease of {self.instance_id}")
+        check_owner(instance, self.instance_id, self.incarnation)
         record = decode_instance(encode_instance(instance))
         await asyncio.sleep(0)
         if self._put(record):
@@ -116,14 +116,11 @@ class MemLease(Lease):
             pass
 
 
-class MemDiscovery(Discovery):
+class MemDiscovery(OpenClient):
     """One client. ``store`` is the backend itself, for tests."""
 
     def __init__(self, store: MemStore, ttl_s: float) -> None:
-        self.store = store
-        self.pulses = 0
-        self._pid = os.getpid()
-        self._capability = Capability(
+        can = Capability(
             scheme="mem",
             liveness=Liveness.TTL,
             ttl_s=ttl_s,
@@ -131,24 +128,20 @@ class MemDiscovery(Discovery):
             cross_process=False,
             cross_host=False,
         )
+        super().__init__(can, f"mem://{store.name}")
+        self.store = store
+        self.pulses = 0
+        self._pid = os.getpid()
         self._watches: dict[ConflatingWatch, Scope] = {}
         self._leases: dict[MemLease, None] = {}
         self._seen: dict[
             MemDiscovery, tuple[int, float]
         ] = {}  # pulses of the others, and their age in seconds
         self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
-
-    @property
-    def capability(self) -> Capability:
-        return self._capability
-
-    async def identity(self, endpoint_id: EndpointId) -> Identity | None:
-        return None
 
     @asynccontextmanager
     async def watch(self, scope: Scope) -> AsyncIterator[Watch]:
-        self._check_open()
+        self.check_open()
         watch = ConflatingWatch()
         with self.store.lock:
             self._watches[watch] = scope
@@ -161,7 +154,7 @@ class MemDiscovery(Discovery):
 
     @asynccontextmanager
     async def lease(self, *, instance_id: int, incarnation: int) -> AsyncIterator[Lease]:
-        self._check_open()
+        self.check_open()
         await asyncio.sleep(0)
         if self.store.down:
             raise UnavailableError(self.store.reason)
@@ -235,13 +228,13 @@ class MemDiscovery(Discovery):
                 other.lose(f"mem: the client's loop did not run for {still_s:g} s")
 
     def close(self) -> None:
-        self._closed = True
+        super().close()
         if self._timer is not None:
             self._timer.cancel()
         with self.store.lock:
             self.store.clients.pop(self, None)
 
-    def _check_open(self) -> None:
-        if self._closed or self._pid != os.getpid():
-            why = "this client is closed" if self._closed else "opened by the parent of this process"
-            raise ClosedError(f"mem://{self.store.name}: {why}")
+    def check_open(self) -> None:
+        super().check_open()
+        if self._pid != os.getpid():
+            raise ClosedError(f"mem://{self.store.name}: opened by the parent of this process")

@@ -7,13 +7,14 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from dynamo.adapters.discovery.clients import OpenClient
 from dynamo.adapters.discovery.static.claims import Claims
 from dynamo.adapters.discovery.static.declaration import Declaration, normal
 from dynamo.core.config import Settings
-from dynamo.core.errors import ClosedError, ConfigError
+from dynamo.core.errors import ConfigError
 from dynamo.core.health import Health, Status
 from dynamo.core.model import EndpointId, Instance, Scope
-from dynamo.core.ports.discovery import Capability, Discovery, Identity, Lease, Liveness, Watch
+from dynamo.core.ports.discovery import Capability, Identity, Lease, Liveness, Watch
 from dynamo.core.watching import ConflatingWatch
 
 CAPABILITY = Capability(
@@ -63,36 +64,32 @@ def _spelled(address: str) -> str:
         return address
 
 
-class StaticDiscovery(Discovery):
+class StaticDiscovery(OpenClient):
     """One runtime's view of what was declared."""
 
     def __init__(self, declaration: Declaration, settings: Settings) -> None:
+        super().__init__(CAPABILITY, "static discovery")
         self._declaration = declaration
         self._claims = Claims(declaration, settings)
-        self._closed = False
-
-    @property
-    def capability(self) -> Capability:
-        return CAPABILITY
 
     async def identity(self, endpoint_id: EndpointId) -> Identity | None:
         """The next address declared for the endpoint that is ours and free. Raises ConfigError.
 
         For who serves to ask, and to ask again if it cannot be bound after all.
         """
-        self._check_open()
+        self.check_open()
         return await self._claims.next(endpoint_id)
 
     @asynccontextmanager
     async def watch(self, scope: Scope) -> AsyncIterator[Watch]:
-        self._check_open()
+        self.check_open()
         watch = ConflatingWatch()
         watch.reset(tuple(i for i in self._declaration.instances if scope.covers(i.endpoint_id)))
         yield watch
 
     @asynccontextmanager
     async def lease(self, *, instance_id: int, incarnation: int) -> AsyncIterator[Lease]:
-        self._check_open()
+        self.check_open()
         yield StaticLease(self._declaration)
 
     async def check(self) -> Health:
@@ -101,9 +98,5 @@ class StaticDiscovery(Discovery):
 
     def close(self) -> None:
         """Leave the addresses that were taken on to others."""
-        self._closed = True
+        super().close()
         self._claims.release()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("this client of static discovery is closed")
