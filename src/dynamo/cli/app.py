@@ -14,7 +14,7 @@ from dynamo.cli.showing import one_line
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-COMMANDS = ("serve", "ls", "call", "doctor", "bench")
+COMMANDS = ("serve", "ls", "call", "doctor", "bench", "manifests")
 
 EPILOG = """\b
 Examples:
@@ -23,6 +23,7 @@ Examples:
   dynamo call demo.backend.generate '{"prompt": "hi"}'
   dynamo doctor                                 what is set, and what is wrong
   dynamo bench demo.backend.generate '{"prompt": "hi"}' -c 64 -n 10000
+  dynamo manifests kubernetes ...               what a cluster needs to run it
 
 \b
 Exit codes:
