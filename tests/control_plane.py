@@ -11,13 +11,9 @@ import csv
 import json
 import os
 import shutil
-import signal
-import socket
 import ssl
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -25,16 +21,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
-import pytest
 import trustme
 
-import control_plane_program
+from control_plane_part import HOST, Part, program
 from etcd_server import EtcdServer
 
-START_S = 40.0
-STOP_S = 10.0
 KUBECTL_S = 30
-HOST = "127.0.0.1"
 MEMORY = Path("/dev/shm")
 CRD = Path(__file__).parent.parent / "deploy/kubernetes/crd.yaml"
 CONTROLLERS = (
@@ -43,85 +35,6 @@ CONTROLLERS = (
     "serviceaccount-controller",
     "namespace-controller",
 )
-# A server dies with the thread that started it (PR_SET_PDEATHSIG).
-START = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
-
-
-def program() -> Path:
-    """The program with all parts; where it cannot be built the test is skipped, or fails where CI is set."""
-    try:
-        return control_plane_program.program()
-    except control_plane_program.MissingGoError as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error))
-        pytest.skip(str(error))
-
-
-class Part:
-    """A server of the control plane. Its port stays reserved for it, so that it can come back there."""
-
-    def __init__(self, name: str, folder: Path, stack: ExitStack) -> None:
-        self.name, self.log = name, folder / f"{name}.log"
-        held = stack.enter_context(socket.socket())
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind((HOST, 0))
-        self.port: int = held.getsockname()[1]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"https://{HOST}:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def launch(self, *options: str) -> None:
-        """Start it, and return at once."""
-        assert self._process is None, f"{self.name} runs"
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-ISc", START, program(), self.name, *options], stdout=log, stderr=log
-            )
-
-    def wait(self, client: httpx.Client, path: str) -> None:
-        """Until it says that it is ready."""
-        deadline = time.monotonic() + START_S
-        while not self._answers(client, path):
-            assert self._process is not None
-            assert self._process.poll() is None, f"{self.name} ended:\n{self.log.read_text()[-5000:]}"
-            assert time.monotonic() < deadline, f"{self.url} is not ready:\n{self.log.read_text()[-5000:]}"
-            time.sleep(0.02)
-
-    def _answers(self, client: httpx.Client, path: str) -> bool:
-        try:
-            return client.get(f"{self.url}{path}").is_success
-        except httpx.TransportError:
-            return False
-
-    def stop(self) -> None:
-        """SIGTERM, as a rolling update of the control plane sends."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(STOP_S)
-            self._process = None
-
-    def kill(self) -> None:
-        """kill -9; a second time is fine."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def pause(self) -> None:
-        """Freeze it: its sockets stay open and say nothing."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
 
 
 class ControlPlane:
@@ -175,13 +88,22 @@ class ControlPlane:
         """Start all parts, and wait until they are ready."""
         self.etcd.start()
         self.launch()
-        self.wait()
+        self._wait()
         for manifest in self._manifests:
             self.kubectl("apply", "-f", str(manifest))
             self.kubectl("wait", "--for=condition=Established", "-f", str(manifest))
-        self.launch_controllers()
+        self._launch_controllers()
         self.controllers.wait(self._client, "/healthz")
         return self
+
+    def kill(self) -> None:
+        """kill -9 of the API server and of the controllers.
+
+        Controllers that have lost their API server wait longer and longer, in vain for minutes after it is
+        back; those of a cluster lose their leader's lease after ten seconds, and are started again.
+        """
+        self.controllers.kill()
+        self.apiserver.kill()
 
     def launch(self) -> None:
         """Start the API server, and return at once."""
@@ -202,8 +124,7 @@ class ControlPlane:
             "--disable-admission-plugins=ServiceAccount",
         )
 
-    def launch_controllers(self) -> None:
-        """Start the controllers, and return at once."""
+    def _launch_controllers(self) -> None:
         folder = self.folder
         self.controllers.launch(
             *(f"--kubeconfig={self.kubeconfig()}", f"--controllers={','.join(CONTROLLERS)}"),
@@ -212,13 +133,14 @@ class ControlPlane:
             f"--service-account-private-key-file={folder / 'sa.key'}",
         )
 
-    def wait(self) -> None:
-        """Until the API server is ready."""
+    def _wait(self) -> None:
         self.apiserver.wait(self._client, "/readyz")
 
     async def ready(self) -> None:
-        """``wait``, and the event loop goes on meanwhile."""
-        await asyncio.to_thread(self.wait)
+        """Until the API server is ready; the controllers are started where they were killed."""
+        await asyncio.to_thread(self._wait)
+        if not self.controllers.runs:
+            self._launch_controllers()
 
     def compact(self) -> None:
         """Forget all history; the API server serves what it remembers of it until it is started again."""

@@ -112,7 +112,7 @@ async def config_maps(own: ControlPlane) -> int:
     """How many there are in a namespace where one more was made now."""
     async with fresh_namespace(own) as namespace:
         await namespace.call("POST", "v1/configmaps", {"metadata": {"name": "kept"}})
-        own.apiserver.kill()
+        own.kill()
         own.launch()
         await own.ready()
         return len((await namespace.call("GET", "v1/configmaps"))["items"])
@@ -129,7 +129,7 @@ async def test_a_watch_from_forgotten_history_is_expired(own: ControlPlane) -> N
     async with fresh_namespace(own) as namespace:
         began = (await namespace.call("GET", "v1/configmaps"))["metadata"]["resourceVersion"]
         await namespace.call("POST", "v1/configmaps", {"metadata": {"name": "later"}})
-        own.apiserver.kill()
+        own.kill()
         own.compact()
         own.launch()
         await own.ready()
