@@ -11,7 +11,7 @@ import uuid
 from abc import abstractmethod
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,11 +23,13 @@ from attrs import frozen
 
 import etcd_server
 import nats_server
+from dynamo.adapters.discovery.kubernetes import CAPABILITY as KUBERNETES
 from dynamo.core import registry
 from dynamo.core.config import Settings
 from dynamo.core.ports import discovery, request_plane
 from dynamo.runtime import Client, DistributedRuntime
 from matrix import worker
+from matrix.cluster import Cluster, cluster
 from matrix.worker import COMPONENT, ENDPOINTS
 
 BOUND_S = 20.0  # for whatever must come at all
@@ -45,13 +47,22 @@ class Pair:
     separate: bool  # both reach other processes
     ports: bool  # the plane's addresses are hosts and ports
 
+    @property
+    def clustered(self) -> bool:
+        """Whether it needs a control plane of Kubernetes."""
+        return self.discovery == "kubernetes"
+
     def __str__(self) -> str:
         return f"{self.discovery}-{self.request_plane}"
 
 
 def pairs(applies: Callable[[Pair], bool] = lambda pair: True) -> list[Any]:
     """What ``parametrize`` takes: every pair of installed adapters for which ``applies`` holds."""
-    return [pytest.param(pair, id=str(pair)) for pair in _pairs() if applies(pair)]
+    return [
+        pytest.param(pair, id=str(pair), marks=[pytest.mark.kubernetes] if pair.clustered else [])
+        for pair in _pairs()
+        if applies(pair)
+    ]
 
 
 @cache
@@ -61,13 +72,15 @@ def _pairs() -> tuple[Pair, ...]:
 
 async def _look() -> tuple[Pair, ...]:
     """Ask each adapter's own capability; aliases of one adapter are one row."""
-    backends: dict[str, discovery.Capability] = {}
+    backends: dict[str, discovery.Capability] = {"kubernetes": KUBERNETES}
     planes: dict[str, request_plane.Capability] = {}
     for scheme in registry.request_plane.schemes():
         async with registry.request_plane.open(scheme, Settings(**way(scheme))) as plane:
             planes.setdefault(plane.capability.schemes[0], plane.capability)
     with TemporaryDirectory() as folder:
         for scheme in registry.discovery.schemes():
+            if scheme == "kubernetes":  # whose control plane takes seconds to start
+                continue
             settings = Settings.from_env({}, **backend(scheme, Path(folder), ["tcp://127.0.0.1:9"]))
             async with registry.discovery.open(settings.discovery_backend, settings) as found:
                 backends.setdefault(found.capability.scheme, found.capability)
@@ -228,8 +241,15 @@ class ProcessWorker(Worker):
 class Deployment:
     """The workers, and the runtime that calls them; ``seen`` is what its settings have of their own."""
 
-    def __init__(self, pair: Pair, folder: Path, settings: dict[str, Any], seen: dict[str, Any]) -> None:
-        self.pair, self._folder, self._settings = pair, folder, settings
+    def __init__(
+        self,
+        pair: Pair,
+        folder: Path,
+        settings: dict[str, Any],
+        seen: dict[str, Any],
+        cluster: Cluster | None,
+    ) -> None:
+        self.pair, self._folder, self._settings, self._cluster = pair, folder, settings, cluster
         self.runtime = DistributedRuntime(**{**settings, **seen})
         self.workers: list[Worker] = []
         self._clients: dict[str, Client] = {}
@@ -237,10 +257,12 @@ class Deployment:
     async def start(self, *names: str) -> list[Any]:
         """Start workers side by side; they serve and are registered on return."""
         for name in names:
+            seat = {} if self._cluster is None else await self._cluster.seat()
+            settings = {**self._settings, **seat}
             if self.pair.separate:
-                self.workers.append(await ProcessWorker.start(name, self._settings, self._folder))
+                self.workers.append(await ProcessWorker.start(name, settings, self._folder))
             else:
-                self.workers.append(HostedWorker(name, self._settings))
+                self.workers.append(HostedWorker(name, settings))
         started = self.workers[-len(names) :]
         for newcomer in started:
             await newcomer.ready()
@@ -283,17 +305,20 @@ async def deployed(
     Where workers must be declared there are ``seats`` for them, at ``addresses`` where given, and the caller
     finds them at ``seen_at``, which may lead there by another way.
     """
-    with reserved(seats) as ports:
+    async with AsyncExitStack() as stack:
+        ports = stack.enter_context(reserved(seats))
+        home = await stack.enter_async_context(cluster()) if pair.clustered else None
         hosts = [f"127.0.0.1:{port}" if pair.ports else f"seat-{port}" for port in ports]
         root = "nats:///" if pair.request_plane == "nats" else f"{pair.request_plane}://"
         free = [f"{root}{host}" for host in hosts]
-        own = backend(pair.discovery, folder, addresses or free)
+        own = home.settings if home else backend(pair.discovery, folder, addresses or free)
         seen = backend(pair.discovery, folder, seen_at) if seen_at else own
         deployment = Deployment(
             pair,
             folder,
             {**own, **way(pair.request_plane), "request_plane": pair.request_plane, **QUICK, **settings},
             seen,
+            home,
         )
         try:
             async with deployment.runtime:

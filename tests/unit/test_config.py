@@ -180,7 +180,7 @@ BAD = [
     ("DYN_TCP_RPC_HOST", [], ["text"], [1, b"x", Path("x")]),
     ("DYN_TCP_RPC_PORT", ["-1", "65536", "http", "1.5", "0x1", "9" * 5000], ["port"], [None, True, 1.0]),
     ("DYN_KUBE_DISCOVERY_MODE", ["node"], ["pod", "container"], [1]),
-    ("DYN_WORKER_INDEX", ["-1", "10000", "one", "1.5"], ["0 to 9999"], [None, True, 1.0]),
+    ("DYN_WORKER_INDEX", ["-1", "10000", "one", "1.5"], ["0 to 9999"], [True, 1.0]),
     ("DYN_AUTH_TOKEN", ["\udcff"], ["UTF-8"], []),
     ("DYN_STARTUP_TIMEOUT_S", ["-1", "nan", "inf", "5s", "31536001"], ["seconds"], [None, True, 10**400]),
     ("DYN_CONNECT_TIMEOUT_S", ["0", "-0", "-1", "1m"], ["seconds"], [None, 0]),

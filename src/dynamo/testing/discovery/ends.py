@@ -78,7 +78,7 @@ class Ends(Suite):
             async with lease_for(theirs, one) as lease:
                 await lease.put(one)
                 before = asyncio.all_tasks()
-                with anyio.move_on_after(self.capability.ttl_s * 0.3):
+                with anyio.move_on_after(self.rival_wait_s * 0.3):
                     async with lease_for(mine, rival) as second:
                         await second.put(rival)
                         raise AssertionError("it did not wait")

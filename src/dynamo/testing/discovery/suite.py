@@ -57,6 +57,8 @@ class Suite:
     powers: ClassVar[Power] = Power.NONE
     patience_s: ClassVar[float] = 20.0
     """How long one test may take, the waits for a TTL included."""
+    rival_s: ClassVar[float | None] = None
+    """How long an older incarnation's end is waited for, where leases do not expire; else it is the TTL."""
 
     pytestmark = pytest.mark.anyio
 
@@ -70,6 +72,11 @@ class Suite:
                     applies = needed.met_by(cls.capability, cls.powers)
                     if not applies or getattr(cls, name) is None:  # pytest collects no attribute that is None
                         setattr(cls, name, test if applies else None)
+
+    @property
+    def rival_wait_s(self) -> float:
+        """``rival_s``, or the TTL."""
+        return self.capability.ttl_s if self.rival_s is None else self.rival_s
 
     @pytest.fixture
     def harness(self) -> DiscoveryHarness:
