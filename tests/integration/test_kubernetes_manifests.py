@@ -19,7 +19,7 @@ import yaml
 import control_plane
 from kubernetes_namespace import DISCOVERABLE, NODE, Namespace, fresh_namespace
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes]
 BOUND_S = 20
 HELLO = ("hello:Frontend", "--worker", "Backend=2", "--image", "registry.example.com/hello:1.0")
 STRICTEST = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
@@ -67,9 +67,7 @@ async def test_its_pods_are_allowed_where_least_is_and_are_seen_while_they_are_r
     deployments = await namespace.call("GET", "apps/v1/deployments")
     names = sorted(one["metadata"]["name"] for one in deployments["items"])
     assert names == ["dynamo-backend", "dynamo-frontend"]
-    pods = [
-        await namespace.kubelet._start(template_of(one), None, ready=True) for one in deployments["items"]
-    ]
+    pods = [await namespace.kubelet.run(template_of(one)) for one in deployments["items"]]
     await until(namespace, {"dynamo-discovery": {pod.name for pod in pods},
                             "dynamo-frontend": {"dynamo-frontend-0"}})  # fmt: skip
     for pod in pods:

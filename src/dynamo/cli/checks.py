@@ -41,7 +41,18 @@ async def examine(discovery: str | None, request_plane: str | None, *, timeout_s
         )
         return findings + [*misspelt(os.environ), *adapters(None)]
     findings += [*configured(settings), *misspelt(os.environ), *adapters(settings)]
+    if scheme_of(settings.discovery_backend) == "kubernetes":
+        findings += await _cluster(settings, timeout_s)
     return findings + await backends(settings, timeout_s)
+
+
+async def _cluster(settings: Settings, timeout_s: float) -> list[Finding]:
+    try:
+        from dynamo.cli.cluster import cluster
+
+        return await cluster(settings, timeout_s)
+    except ModuleNotFoundError:  # its extra is not installed: the adapters' findings have it
+        return []
 
 
 def installation() -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from dynamo.cli.drawing import counted
 from dynamo.cli.findings import Finding, Level
 from dynamo.core import registry
 from dynamo.core.config import Settings
-from dynamo.core.errors import DynamoError
+from dynamo.core.errors import DynamoError, UnavailableError
 from dynamo.core.health import Status
 from dynamo.core.model import EndpointId, Instance, Phase, Scope
 from dynamo.core.opening import SERVERLESS, scheme_of, without_password
@@ -48,9 +48,10 @@ async def backends(settings: Settings, timeout_s: float) -> list[Finding]:
         findings.append(Finding(topic=topic, level="wrong", text=text, remedy=change))
     except DynamoError as error:
         if scheme_of(url) in registry.discovery.schemes():  # else the adapters' findings have it
+            text, away = f"{url} ({variable}): {error}", isinstance(error, UnavailableError)
             findings.append(
-                Finding(topic=topic, level="wrong", text=f"{url} ({variable}): {error}", remedy=change)
-            )
+                Finding(topic=topic, level="wrong", text=text, remedy=change if away else "")
+            )  # else the error itself says what to do
     findings += await _request_plane(settings, timeout_s)
     return findings
 

@@ -111,7 +111,7 @@ class Manifests:
 
 def text(name: str) -> str:
     """One of the files beside this one."""
-    return (files(__package__) / f"{name}.yaml").read_text("utf-8")
+    return (files("dynamo.cli.kubernetes") / f"{name}.yaml").read_text("utf-8")
 
 
 def template(name: str) -> Template:
