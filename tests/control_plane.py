@@ -14,7 +14,6 @@ import shutil
 import ssl
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -28,7 +27,7 @@ from etcd_server import EtcdServer
 
 KUBECTL_S = 30
 MEMORY = Path("/dev/shm")
-CRD = Path(__file__).parent.parent / "deploy/kubernetes/crd.yaml"
+CRD = Path(__file__).parent.parent / "deploy/kubernetes/crd.yaml"  # the kind that is ours
 CONTROLLERS = (
     "endpointslice-controller",
     "garbage-collector-controller",
@@ -209,14 +208,9 @@ class ControlPlane:
         return done.stdout
 
 
-def manifests() -> Sequence[Path]:
-    """The kinds that this project adds to Kubernetes."""
-    return [CRD] if "CustomResourceDefinition" in CRD.read_text() else []
-
-
 @cache
 def shared() -> ControlPlane:
     """One for all tests of this process that keep it running; each takes a namespace of its own."""
-    plane = ControlPlane(*manifests())
+    plane = ControlPlane(CRD)
     atexit.register(plane.close)
     return plane.start()

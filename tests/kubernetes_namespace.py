@@ -167,9 +167,10 @@ class Kubelet:
                 "containers": [{"name": container, "image": "none"} for container in containers],
             },
         }
-        return await self._start(template, ip, ready)
+        return await self.run(template, ip=ip, ready=ready)
 
-    async def _start(self, template: dict[str, Any], ip: str | None, ready: bool) -> Pod:
+    async def run(self, template: dict[str, Any], *, ip: str | None = None, ready: bool = True) -> Pod:
+        """A pod that runs, from what a Deployment would make it from, a name and the name of a node."""
         made = await self._namespace.call("POST", "v1/pods", template)
         if ip is None:
             number = next(_addresses)
@@ -205,7 +206,7 @@ class Kubelet:
     async def replace(self, pod: Pod, *, ip: str | None = None, ready: bool = True) -> Pod:
         """Another pod in its place: the same name, a new uid."""
         await self.delete(pod)
-        return await self._start(pod.template, ip, ready)
+        return await self.run(pod.template, ip=ip, ready=ready)
 
 
 def _now() -> str:

@@ -59,8 +59,13 @@ async def test_endpoint_slices_follow_what_the_kubelet_says(namespace: Namespace
     assert again.uid != one.uid
     assert again.name == one.name
     await ready("one")
-    await namespace.kubelet.delete(again)
+    await namespace.kubelet.delete(again, grace_s=30)
     await ready()
+    terminating = await namespace.call("GET", "v1/pods/one")
+    assert terminating["metadata"]["deletionTimestamp"]
+    await namespace.kubelet.delete(again)
+    pods = (await namespace.call("GET", "v1/pods"))["items"]
+    assert [pod["metadata"]["name"] for pod in pods] == ["two"]
 
 
 async def test_what_a_pod_owns_goes_with_it(namespace: Namespace) -> None:
