@@ -24,7 +24,8 @@ async def backends(settings: Settings, timeout_s: float) -> list[Finding]:
     """Whether discovery answers, what it lists, and whether the request plane opens."""
     findings: list[Finding] = []
     url, variable = without_password(settings.discovery_backend), settings.source("discovery_backend")
-    change = f"start it, or set {variable} to one that needs no server: {SERVERLESS}"
+    other = f"set {variable} to one that needs no server: {SERVERLESS}"
+    change = f"start it, or {other}"
     topic = "discovery"
     try:
         async with (
@@ -48,10 +49,10 @@ async def backends(settings: Settings, timeout_s: float) -> list[Finding]:
         findings.append(Finding(topic=topic, level="wrong", text=text, remedy=change))
     except DynamoError as error:
         if scheme_of(url) in registry.discovery.schemes():  # else the adapters' findings have it
-            text, away = f"{url} ({variable}): {error}", isinstance(error, UnavailableError)
+            remedy = change if isinstance(error, UnavailableError) else f"or {other}"
             findings.append(
-                Finding(topic=topic, level="wrong", text=text, remedy=change if away else "")
-            )  # else the error itself says what to do
+                Finding(topic=topic, level="wrong", text=f"{url} ({variable}): {error}", remedy=remedy)
+            )
     findings += await _request_plane(settings, timeout_s)
     return findings
 
