@@ -14,7 +14,7 @@ from attrs import frozen
 from dynamo.adapters.discovery.kubernetes.configuration import KubernetesConfig
 from dynamo.adapters.discovery.kubernetes.credentials import Way
 from dynamo.adapters.discovery.kubernetes.errors import RECORDS, Resource, translated, unreachable
-from dynamo.core.errors import UnavailableError
+from dynamo.core.errors import DynamoError, UnavailableError
 
 PAGE = 500
 LONGEST_LINE = 32 * 2**20  # etcd takes objects of 1.5 MiB
@@ -165,6 +165,8 @@ class Access:
         """What goes wrong on the way there, in our words."""
         try:
             yield
+        except DynamoError:  # some are OSErrors too
+            raise
         except TimeoutError as error:
             raise UnavailableError(
                 f"no Kubernetes API server at {self.where}: no answer within {self.config.answer_s:g} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ from dynamo.core.errors import AuthError, ConfigError, DynamoError, UnavailableE
 
 CRD = "dynamoworkermetadatas.nvidia.com"
 LONGEST_REST_S = 60.0
-APPLY = "dynamo manifests kubernetes | kubectl apply -f -"
+APPLY_CRD = "dynamo manifests kubernetes --only crd | kubectl apply -f -"
+DENIED = re.compile(r"cannot (?P<verb>\w+) resource")
 
 
 @frozen
@@ -67,11 +69,14 @@ def translated(
     if status == 401:
         return AuthError(f"the API server at {where} refused our credentials: {said}")
     if status == 403:
+        if (denied := DENIED.search(said)) is not None:
+            verb = denied["verb"]  # what applies an object that is not there also needs to create
         return AuthError(
             f"the API server at {where} does not let us {verb} {resource.plural} in namespace "
             f"{namespace!r}: the Role of our service account lacks the rule {{apiGroups: "
             f'["{resource.group}"], resources: ["{resource.plural}"], verbs: ["{verb}"]}}; apply one that '
-            f"has it ({APPLY}); the server says: {said}"
+            f"has it (dynamo manifests kubernetes --only rbac --namespace {namespace} | kubectl apply -f -); "
+            f"the server says: {said}"
         )
     if status == 404 and details.get("kind") == "namespaces":
         return ConfigError(
@@ -80,7 +85,7 @@ def translated(
         )
     if status == 404 and resource is RECORDS and not details.get("name"):
         return ConfigError(
-            f"the cluster at {where} has no CustomResourceDefinition {CRD}: apply it ({APPLY})"
+            f"the cluster at {where} has no CustomResourceDefinition {CRD}: apply it ({APPLY_CRD})"
         )
     if status == 422:
         return ConfigError(f"the API server at {where} refuses our record: {said}")
