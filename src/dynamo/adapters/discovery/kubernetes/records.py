@@ -10,7 +10,7 @@
     spec:
       data:
         incarnation: c0ffee
-        summary: {namespace: demo, component: backend, endpoints: generate, instance: 1f.., ready: 1/1}
+        summary: {namespace: demo, component: backend, endpoints: generate, instance: 42, ready: 1/1}
         endpoints:
           demo/backend/generate: {addresses: [tcp://10.0.0.7:5000], phase: ready, ...}
 
@@ -29,7 +29,7 @@ from attrs import frozen
 from dynamo.adapters.discovery.kubernetes.access import Object
 from dynamo.adapters.discovery.kubernetes.configuration import Pod
 from dynamo.core.codec import decode_instance, encode_instance
-from dynamo.core.errors import BadPayloadError
+from dynamo.core.errors import BadPayloadError, ConfigError
 from dynamo.core.model import EndpointId, Instance, Phase
 
 READINESS = "nvidia.com/dynamo-discovery-backend=kubernetes,nvidia.com/dynamo-discovery-enabled=true"
@@ -43,9 +43,20 @@ PodKey: TypeAlias = tuple[str, str]
 
 
 def data_of(incarnation: int, instances: Iterable[Instance]) -> Object:
-    """``spec.data`` of the worker that serves these."""
-    endpoints = {_key(one.endpoint_id): json.loads(encode_instance(one)) for one in instances}
+    """``spec.data`` of the worker that serves these. Raises ConfigError for what would not arrive whole."""
+    endpoints = {
+        _key(one.endpoint_id): json.loads(encode_instance(one), parse_int=_integer) for one in instances
+    }
     return {"incarnation": f"{incarnation:x}", "summary": _summary(endpoints), "endpoints": endpoints}
+
+
+def _integer(text: str) -> int:
+    """Kubernetes makes floats of larger ones."""
+    if not -(2**63) <= (value := int(text)) < 2**63:
+        raise ConfigError(
+            f"Kubernetes keeps integers of 64 bits, and {text} in the metadata is none: send text"
+        )
+    return value
 
 
 def _key(endpoint_id: EndpointId) -> str:
@@ -60,7 +71,7 @@ def _summary(endpoints: Object) -> Object:
         "namespace": _all(record["namespace"] for record in records),
         "component": _all(record["component"] for record in records),
         "endpoints": _all(record["endpoint"] for record in records),
-        "instance": _all(f"{record['instance_id']:x}" for record in records),
+        "instance": _all(str(record["instance_id"]) for record in records),
         "ready": f"{ready}/{len(records)}",
     }
 
