@@ -113,7 +113,7 @@ async def test_what_is_no_json_or_too_large_or_without_the_token_is_told() -> No
     async with worker(max_message_bytes=1024) as address:
         assert (await curl(address, "{nonsense"))[0] == 400
         assert (await curl(address, json.dumps({"name": "x" * 2000})))[0] == 413
-        assert (await curl(address, "", "-H", "content-type: text/plain"))[0] == 400
+        assert (await curl(address, "", "-H", "content-type: text/plain"))[0] == 415
     async with worker(auth_token="secret") as address:
         assert (await curl(address, "{}"))[0] == 401
         assert (await curl(address, "{}", "-H", "authorization: Bearer secret"))[0] == 200

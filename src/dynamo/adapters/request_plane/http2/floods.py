@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from time import monotonic
 
+from dynamo.adapters.request_plane.http2.frames import (
+    CONTINUATION,
+    DATA,
+    END_STREAM,
+    PADDED,
+    PING,
+    PRIORITY,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+)
+
 BURST = 2000  # frames at once: more calls than a router drops in one moment
 RATE = 200  # a second after that
 PER_DATA = 2  # windows opened for each DATA frame that was sent: of its stream and of the connection
-DATA, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 2, 3, 4, 6, 8, 9
-END_STREAM, PADDED = 1, 8
 MAX_PADDING = 256  # of a frame, with the byte that tells its length
 _COUNTED = (PRIORITY, RST_STREAM, SETTINGS, PING)
 
@@ -21,7 +31,7 @@ class Floods:
     """Rapid reset (CVE-2023-44487); SETTINGS, PING, PRIORITY, empty DATA and unknown frames (CVE-2019-9511 to
     9518); and apart from these, WINDOW_UPDATE, of which a reader of much sends many.
 
-    Header blocks and CONTINUATION frames are bounded by h2: 64 KiB of fields, 64 frames.
+    Header blocks have bounds of their own: see ``reader``.
     """
 
     __slots__ = ("_control", "_windows")
@@ -38,12 +48,21 @@ class Floods:
                 )
             return
         counted = kind in _COUNTED or kind > CONTINUATION or (kind == DATA and _may_be_empty(flags, length))
-        if counted and not self._control.take():
+        if counted:
+            self.spend()
+
+    def spend(self) -> None:
+        """A frame that costs us more than its sender. Raises Flooded."""
+        if not self._control.take():
             raise Flooded(f"more than {BURST} frames of control at once and {RATE} a second")
 
     def sent(self) -> None:
         """A DATA frame."""
         self._windows.left += PER_DATA
+
+    def opened(self) -> None:
+        """A stream, whose window our callers open at once."""
+        self._windows.left += 1
 
 
 def _may_be_empty(flags: int, length: int) -> bool:

@@ -28,38 +28,42 @@ class Messages:
     __slots__ = ("_buffer", "_limit", "needed")
 
     def __init__(self, limit: int) -> None:
-        self._buffer = bytearray()
         self._limit = limit
+        self._buffer: bytearray | None = None  # the message that is incomplete
         self.needed = 0
-        """Bytes of the message that is incomplete, 0 if none is or its length is not here yet."""
+        """Bytes of that message, 0 if none is incomplete or its length is not here yet."""
 
     @property
     def incomplete(self) -> bool:
-        return bool(self._buffer)
+        return self._buffer is not None
 
     def feed(self, data: bytes) -> tuple[list[tuple[int, bytes]], DynamoError | None]:
         """Flags and body of each message that is whole now, and what is wrong with what follows them."""
-        buffer = self._buffer
-        buffer += data
         whole: list[tuple[int, bytes]] = []
-        if len(buffer) < self.needed:
-            return whole, None
+        source: bytes | memoryview = data
+        if (buffer := self._buffer) is not None:
+            buffer += data
+            if len(buffer) < max(self.needed, PREFIX_BYTES):
+                return whole, None
+            self._buffer = None
+            source = memoryview(buffer)
         error: DynamoError | None = None
-        at, end = 0, len(buffer)
+        at, end = 0, len(source)
         self.needed = 0
         while end - at >= PREFIX_BYTES:
-            flags, length = _unpack_prefix(buffer, at)
+            flags, length = _unpack_prefix(source, at)
             if flags > KNOWN or (flags & NO_ITEM and length):
                 error = WireError(f"a message with flags {flags} and {length} bytes")
                 break
             if length > self._limit:
                 error = too_large(length, self._limit)
                 break
-            if end - at < PREFIX_BYTES + length:
+            after = at + PREFIX_BYTES + length
+            if after > end:
                 self.needed = PREFIX_BYTES + length
                 break
-            start = at + PREFIX_BYTES
-            at = start + length
-            whole.append((flags, bytes(memoryview(buffer)[start:at])))
-        del buffer[:at]
+            whole.append((flags, bytes(source[at + PREFIX_BYTES : after])))
+            at = after
+        if at < end:
+            self._buffer = bytearray(source[at:])
         return whole, error

@@ -6,23 +6,33 @@ import base64
 import math
 import re
 from collections.abc import Mapping
+from time import monotonic
 from typing import Any
 from urllib.parse import quote, unquote
 
 import msgpack
+from attrs import define
 
+from dynamo.adapters.request_plane.http2.fields import (
+    FIELD_COST,
+    FieldEncoder,
+    Fields,
+    Recurring,
+    literal,
+)
+from dynamo.adapters.request_plane.http2.settings import MAX_LIST_BYTES
 from dynamo.core.errors import BadPayloadError, DynamoError, Retry, TooLargeError, WireError
 from dynamo.core.ports.request_plane import Request
 from dynamo.core.wire.faults import decode_error, encode_error
 from dynamo.core.wire.frames import Malformed
+from dynamo.core.wire.opening import Options
 
 NATIVE = "application/vnd.dynamo.stream"
-MAX_LIST_BYTES = 64 * 1024  # of the header fields of one message, counted as RFC 9113, section 6.5.2 says
-_MAX_INT = 2**31 - 1
-FIELD_COST = 32  # of that, beyond its name and value
+LINES = "application/x-ndjson"
+EVENTS = "text/event-stream"
+MOST_KINDS = 1024  # of calls, by endpoint, that a connection keeps the fields of
 MAX_ERROR_BYTES = 24 * 1024  # of an encoded error: its three texts may have 16 KiB each
-
-Fields = list[tuple[str, str]]
+_MAX_INT = 2**31 - 1
 
 _META = "dynamo-meta-"
 _META_REST = "dynamo-meta-bin"  # what is no header field, as base64 of a MessagePack map
@@ -31,43 +41,73 @@ _NAME = re.compile(r"[a-z0-9_.-]+\Z")
 _VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?\Z")
 
 
-def request_fields(
-    request: Request,
-    *,
-    authority: str,
-    scheme: str,
-    expected: tuple[int, int],
-    max_message: int,
-    token: str | None,
-) -> Fields:
-    """What opens a call, without the time left. Raises TooLargeError."""
-    fields = [
-        (":method", "POST"),
-        (":scheme", scheme),
-        (":authority", authority),
-        (":path", "/" + "/".join(quote(part, safe="") for part in request.endpoint.split("."))),
-        ("content-type", NATIVE),
-        ("te", "trailers"),
-        ("x-request-id", quote(request.request_id, safe="!#$&'()*+,/:;=?@[]")),
-        ("dynamo-max-message", str(max_message)),
-    ]
-    if token:
-        fields.append(("authorization", f"Bearer {token}"))
-    if any(expected):
-        fields.append(("dynamo-instance", f"{expected[0]:x}-{expected[1]:x}"))
-    if request.payload is None:
-        fields.append(("dynamo-first-item", "none"))
-    if request.end:
-        fields.append(("dynamo-input", "ended"))
-    if request.attempt != 1:
-        fields.append(("dynamo-attempt", str(request.attempt)))
-    if request.priority:
-        fields.append(("dynamo-priority", str(request.priority)))
-    fields += _metadata_fields(request.metadata)
-    size = sum(len(name) + len(value.encode()) + FIELD_COST for name, value in fields)
-    if size > MAX_LIST_BYTES - 1024:  # room for what is added when it is sent, and by proxies
-        raise TooLargeError(f"endpoint and metadata of {size} bytes are over the limit of {MAX_LIST_BYTES}")
-    return fields
+@define
+class Opening:
+    """What opens a call: fields as they are on all calls of this kind, and what is this one's own."""
+
+    recurring: Recurring
+    varying: bytes
+    expires_at: float | None  # in monotonic time
+
+    def block(self, encoder: FieldEncoder) -> bytes:
+        block = encoder.encode(self.recurring) + self.varying
+        if self.expires_at is not None:
+            block += literal("dynamo-timeout", f"{max(self.expires_at - monotonic(), 0.0):.6f}")
+        return block
+
+
+class Openings:
+    """Of the calls of one connection."""
+
+    def __init__(self, scheme: str, options: Options) -> None:
+        expected = options.expected_instance_id, options.expected_incarnation
+        self._first: Fields = [
+            (":method", "POST"),
+            (":scheme", scheme),
+            (":authority", options.peer.partition("://")[2]),
+        ]
+        self._common: Fields = [
+            ("content-type", NATIVE),
+            ("te", "trailers"),
+            ("dynamo-max-message", str(options.max_message_bytes)),
+        ]
+        if any(expected):
+            self._common.append(("dynamo-instance", f"{expected[0]:x}-{expected[1]:x}"))
+        if options.token:
+            self._common.append(("authorization", f"Bearer {options.token}"))
+        self._known: dict[tuple[str, bool, bool], Recurring] = {}
+
+    def of(self, request: Request, most: float) -> Opening:
+        """Raises TooLargeError for what is over ``most``, the peer's limit, or ours."""
+        key = request.endpoint, request.payload is None, request.end
+        recurring = self._known.get(key)
+        if recurring is None:
+            if len(self._known) >= MOST_KINDS:
+                self._known.clear()
+            recurring = self._known[key] = self._recurring(*key)
+        varying = [literal("x-request-id", quote(request.request_id, safe="!#$&'()*+,/:;=?@[]"))]
+        if request.attempt != 1:
+            varying.append(literal("dynamo-attempt", str(request.attempt)))
+        if request.priority:
+            varying.append(literal("dynamo-priority", str(request.priority)))
+        if request.metadata:
+            varying += [literal(name, value) for name, value in _metadata_fields(request.metadata)]
+        own = b"".join(varying)
+        size = recurring.size + len(own) + FIELD_COST * len(varying)
+        limit = min(MAX_LIST_BYTES, int(min(most, MAX_LIST_BYTES))) - 1024
+        if size > limit:  # room for what is added when it is sent, and by proxies
+            raise TooLargeError(f"endpoint and metadata of {size} bytes are over the limit of {limit}")
+        timeout_s = request.timeout_s
+        return Opening(recurring, own, None if timeout_s is None else monotonic() + timeout_s)
+
+    def _recurring(self, endpoint: str, empty: bool, end: bool) -> Recurring:
+        path = "/".join(quote(part, safe="") for part in endpoint.split("."))
+        fields = [*self._first, (":path", f"/{path}"), *self._common]
+        if empty:
+            fields.append(("dynamo-first-item", "none"))
+        if end:
+            fields.append(("dynamo-input", "ended"))
+        return Recurring(fields)
 
 
 def read_request(fields: Mapping[str, str]) -> Request:

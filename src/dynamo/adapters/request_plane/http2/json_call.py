@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from dynamo.adapters.request_plane.http2.headers import Fields
-from dynamo.adapters.request_plane.http2.statuses import status_of
+from dynamo.adapters.request_plane.http2.fields import FieldEncoder, Fields
+from dynamo.adapters.request_plane.http2.headers import EVENTS
+from dynamo.adapters.request_plane.http2.statuses import MethodError, status_of
 from dynamo.adapters.request_plane.http2.stream import Http2Call
 from dynamo.core.errors import BadPayloadError, DynamoError, OverloadedError, Retry
 from dynamo.core.ports.request_plane import Payload, Request
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from dynamo.adapters.request_plane.http2.connection import Http2Connection
 
 JSON = "application/json"
-LINES = "application/x-ndjson"
-EVENTS = "text/event-stream"
 PROBLEM = "application/problem+json"  # RFC 9457
 SHORT_BYTES = 16 * 1024  # a body that is not worth a reset
 
@@ -29,14 +28,16 @@ SHORT_BYTES = 16 * 1024  # a body that is not worth a reset
 class JsonCall(Http2Call):
     """The worker's end of a call whose caller speaks JSON: the whole body is the one item of its input."""
 
-    def __init__(self, connection: Http2Connection, request: Request, fields: dict[str, str]) -> None:
-        super().__init__(connection, request)
+    def __init__(
+        self, connection: Http2Connection, request: Request, window: int, fields: dict[str, str]
+    ) -> None:
+        super().__init__(connection, request, window)
         self._events = EVENTS in fields.get("accept", "")
         self._limit = connection.options.max_message_bytes
         length = fields.get("content-length", "")
-        self._expected = int(length) if length.isdecimal() else None
+        self._expected = int(length) if length.isdecimal() and len(length) < 20 else None
         self._body = bytearray()
-        self._problem: tuple[int, bytes] | None = None
+        self._head: Fields | None = None  # of a problem
         self._item_sent = False
 
     def put(self, payload: Payload, size: int, flags: int) -> None:
@@ -44,21 +45,20 @@ class JsonCall(Http2Call):
         self._write(as_json(payload))
 
     def _write(self, text: bytes, kind: bytes = b"") -> None:
-        data = kind + b"data: " + text + b"\n\n" if self._events else text + b"\n"
-        self._tell(data)
+        self._tell(kind + b"data: " + text + b"\n\n" if self._events else text + b"\n")
 
     @property
     def holds_back(self) -> bool:
         """Refused while its short body is on the way: curl 7.88, told so while it sends, may not read why."""
-        if self._problem is None or self.peer_done:
+        if self._head is None or self.peer_done:
             return False
         return max(len(self._body), self._expected or 0) <= SHORT_BYTES
 
     def arrived(self, data: bytes) -> None:
         self._body += data
-        if self._problem is not None:
+        if self._head is not None:
             if not self.holds_back:
-                self.connection.wants_to_send(self)
+                self._wants_to_send(0)
             return
         size = len(self._body)
         if (least := max(size, self._expected or 0)) > self._limit:
@@ -67,20 +67,24 @@ class JsonCall(Http2Call):
             needed = self._expected
         else:
             needed = self._limit if 2 * size > self.window else 0
-        if not self.held and (excess := needed - self.window) > 0:
+        if not self.granted_bytes and (excess := needed - self.window) > 0:
             if not self.connection.budget.grant_now(excess):
                 raise OverloadedError("no memory is left for large bodies (DYN_RECEIVE_BUDGET_BYTES)")
             self.granted(excess)
 
-    def take_first(self) -> None:
+    @property
+    def is_whole(self) -> bool:
+        return self.failure is not None or self._expected in (None, len(self._body))
+
+    def take_first(self) -> Payload | None:
         """The body is here. Raises BadPayloadError."""
         try:
             packed: Any = msgpack.packb(json.loads(self._body, parse_constant=_no_constant))
         except (ValueError, OverflowError, RecursionError) as error:
             raise BadPayloadError(f"the body is not JSON that can be passed on: {error}") from error
         self._body.clear()
-        self.request.payload = bytes(packed)
         self.request.end = True
+        return bytes(packed)
 
     def _fail(self, error: DynamoError, retry: Retry | None) -> None:
         if self.out_done:
@@ -89,22 +93,25 @@ class JsonCall(Http2Call):
         if self._item_sent:
             self._write(json.dumps({"error": shown}).encode(), b"event: error\n")
         else:
-            self._problem = (shown["status"], json.dumps(shown).encode() + b"\n")
-            self._tell(self._problem[1])
+            body = json.dumps(shown).encode() + b"\n"
+            allow = error.allow if isinstance(error, MethodError) else ""
+            self._head = problem_head(shown["status"], len(body), allow)
+            self._tell(body)
         super()._fail(error, retry)
 
-    def head(self) -> Fields:
-        if self._problem is None:
-            return [(":status", "200"), ("content-type", EVENTS if self._events else LINES)]
-        status, body = self._problem
-        return problem_head(status, len(body))
+    def head(self, encoder: FieldEncoder) -> bytes:
+        if self._head is not None:
+            return encoder.encode_once(self._head)
+        return encoder.encode(self.connection.event_head if self._events else self.connection.line_head)
 
 
-def problem_head(status: int, length: int) -> Fields:
+def problem_head(status: int, length: int, allow: str = "") -> Fields:
     """What stands before the description of a problem."""
     fields = [(":status", str(status)), ("content-type", PROBLEM), ("content-length", str(length))]
     if status in (429, 503):
         fields.append(("retry-after", "1"))
+    if allow:
+        fields.append(("allow", allow))
     if status == 401:
         fields.append(("www-authenticate", "Bearer"))
     return fields

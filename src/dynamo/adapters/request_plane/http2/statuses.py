@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from dynamo.core import errors
-from dynamo.core.errors import DynamoError, RemoteError
+from dynamo.core.errors import BadPayloadError, DynamoError, RemoteError
+
+
+class MethodError(BadPayloadError):
+    """Nothing here is asked for by that method."""
+
+    allow = "POST"
+
+
+class UnsupportedMediaError(BadPayloadError):
+    """A body of a kind that is not read here."""
+
 
 _STATUSES: tuple[tuple[type[DynamoError], int], ...] = (  # the first that fits
     (errors.UnknownEndpointError, 404),
@@ -11,6 +22,8 @@ _STATUSES: tuple[tuple[type[DynamoError], int], ...] = (  # the first that fits
     (errors.OverloadedError, 429),
     (errors.UnavailableError, 503),
     (errors.DeadlineError, 504),
+    (MethodError, 405),
+    (UnsupportedMediaError, 415),
     (errors.BadPayloadError, 400),
     (errors.WireError, 400),
     (errors.AuthError, 401),
