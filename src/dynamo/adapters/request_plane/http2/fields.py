@@ -11,6 +11,7 @@ import re
 from typing import cast
 
 import hpack
+from hpack.table import HeaderTable
 
 from dynamo.adapters.request_plane.http2.frames import Code, Violation
 from dynamo.adapters.request_plane.http2.settings import MAX_LIST_BYTES
@@ -83,7 +84,7 @@ class FieldEncoder:
         return change + b"".join([literal(name, value) for name, value in fields])
 
 
-def _newest(table: hpack.table.HeaderTable) -> object:
+def _newest(table: HeaderTable) -> object:
     return table.dynamic_entries[0] if table.dynamic_entries else None
 
 
