@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed"
 import yaml
 
 import control_plane
+from dynamo.core.config import Settings
+from dynamo.runtime import DistributedRuntime
 from kubernetes_namespace import DISCOVERABLE, NODE, Namespace, fresh_namespace
 
 pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes]
@@ -78,6 +82,35 @@ async def test_its_pods_are_allowed_where_least_is_and_are_seen_while_they_are_r
         params={"labelSelector": ",".join(f"{name}={value}" for name, value in DISCOVERABLE.items())},
     )  # fmt: skip
     assert {service_of(one) for one in found["items"]} == {"dynamo-discovery"}
+
+
+async def test_kubectl_shows_who_serves_what(namespace: Namespace) -> None:
+    await namespace.service()
+    pod = await namespace.kubelet.start("worker-0")
+    variables = {**pod.environment, "KUBECONFIG": str(namespace.plane.kubeconfig(namespace=namespace.name))}
+    settings = Settings.from_env(variables, discovery_backend="kubernetes", tcp_host="127.0.0.1")
+    options = {name: getattr(settings, name) for name in Settings.options() if settings.is_set(name)}
+    async with DistributedRuntime(**options) as runtime, AsyncExitStack() as stack:
+        for name in ("generate", "load"):
+            serving = runtime.endpoint(f"demo.backend.{name}").serve(anything)
+            await stack.enter_async_context(serving)
+        heading, line = namespace.plane.kubectl(
+            "get", "dynamoworkermetadatas", namespace=namespace.name
+        ).splitlines()  # fmt: skip
+        described = namespace.plane.kubectl("describe", "dwm", pod.name, namespace=namespace.name)
+        instance_id = str(runtime.connection_id())
+    words = ("NAME", "DYNAMO NAMESPACE", "COMPONENT", "ENDPOINTS", "INSTANCE", "READY", "AGE")
+    assert re.split("  +", heading.strip()) == [*words]
+    *shown, age = line.split()
+    assert shown == ["worker-0", "demo", "backend", "generate,load", instance_id, "2/2"]
+    assert re.fullmatch(r"\d+s", age)
+    for told in ("demo/backend/generate:", "tcp://127.0.0.1:", "Phase:        ready", f"UID:      {pod.uid}"):
+        assert " ".join(told.split()) in " ".join(described.split())
+    assert max(map(len, described.splitlines())) < 120  # no JSON in a line
+
+
+async def anything(request: object) -> AsyncIterator[object]:
+    yield request
 
 
 def template_of(deployment: dict[str, Any]) -> dict[str, Any]:
