@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -59,6 +60,19 @@ class NatsServer:
                 return probe.recv(4) == b"INFO"
         except OSError:
             return False
+
+    @classmethod
+    @contextmanager
+    def cluster(cls, count: int) -> Iterator[list[Self]]:
+        """So many servers that know each other."""
+        with ExitStack() as stack:
+            routes = [stack.enter_context(socket.socket()) for _ in range(count)]
+            for held in routes:
+                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                held.bind(("127.0.0.1", 0))
+            urls = [f"nats://127.0.0.1:{held.getsockname()[1]}" for held in routes]
+            options = ("--cluster_name", "test", "--routes", ",".join(urls), "--http_port", "-1")
+            yield [stack.enter_context(cls(*options, "--cluster", url)) for url in urls]
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None

@@ -5,29 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import nkeys
 import pytest
 import trustme
 
-from dynamo.adapters.request_plane.nats import NatsRequestPlane, open_nats
+from dynamo.adapters.request_plane.nats import open_nats
 from dynamo.core.config import Settings
 from dynamo.core.errors import (
     AuthError,
     ConfigError,
+    DrainingError,
     DynamoError,
+    Retry,
     StreamBrokenError,
     UnavailableError,
 )
-from dynamo.core.ports.request_plane import IncomingCall, OutgoingCall, Request
+from dynamo.core.ports.request_plane import IncomingCall
+from integration.nats_calls import answer, both, configured, nats, outcome, start, works
 from nats_server import NatsServer
 
 pytestmark = pytest.mark.anyio
-
-ITEM = b"\xc0"
 
 
 @pytest.fixture
@@ -38,50 +38,6 @@ def anyio_backend() -> str:
 @pytest.fixture
 def server() -> Iterator[NatsServer]:
     with NatsServer() as server:
-        yield server
-
-
-def nats(server: NatsServer, **settings: object) -> Settings:
-    return Settings.from_env({}, nats_server=server.url, startup_timeout_s=5.0, **settings)
-
-
-def answer(call: IncomingCall) -> None:
-    if call.request.request_id != "waits":
-        call.send(ITEM, end=True)
-
-
-@asynccontextmanager
-async def both(settings: Settings) -> AsyncIterator[tuple[NatsRequestPlane, str]]:
-    async with (
-        asyncio.timeout(20),
-        open_nats("nats://", settings) as worker,
-        open_nats("nats://", settings) as caller,
-        worker.serve(answer, instance_id=1, incarnation=1) as served,
-    ):
-        yield caller, served.addresses[0]
-
-
-def start(caller: NatsRequestPlane, address: str, request_id: str = "r") -> OutgoingCall:
-    return caller.call(address, Request(endpoint="a.b.c", request_id=request_id, payload=ITEM))
-
-
-async def outcome(call: OutgoingCall) -> DynamoError | None:
-    while not call.ended:
-        if call.receive_nowait() is None:
-            await call.wait()
-    return call.error
-
-
-async def works(settings: Settings) -> bool:
-    async with both(settings) as (caller, address):
-        return await outcome(start(caller, address)) is None
-
-
-@contextmanager
-def configured(folder: Path, text: str) -> Iterator[NatsServer]:
-    path = folder / "nats.conf"
-    path.write_text(text)
-    with NatsServer("--config", str(path)) as server:
         yield server
 
 
@@ -224,13 +180,13 @@ async def test_a_lost_message_breaks_the_stream_and_skips_nothing(
         arrived[0].send(b"\x01")
         while (first := call.receive_nowait()) is None:
             await call.wait()
-        publish = worker._broker.publish
+        send = worker._broker.send
 
-        async def drop(subject: str, data: bytes, reply: str) -> None:
-            monkeypatch.setattr(worker._broker, "publish", publish)
+        def drop(parts: object) -> None:
+            monkeypatch.setattr(worker._broker, "send", send)
             lost.set()
 
-        monkeypatch.setattr(worker._broker, "publish", drop)
+        monkeypatch.setattr(worker._broker, "send", drop)
         arrived[0].send(b"\x02")
         await lost.wait()
         arrived[0].send(b"\x03", end=True)
@@ -251,3 +207,30 @@ async def test_nobody_there_is_told_at_once(server: NatsServer) -> None:
         error = await outcome(start(caller, "nats:///nobody"))
     assert isinstance(error, UnavailableError)
     assert "no responders" in str(error)
+
+
+async def test_a_caller_that_comes_while_a_worker_leaves_is_sent_elsewhere_at_once(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[DynamoError | None] = []
+    settings = nats(server)
+    async with (
+        asyncio.timeout(4),  # less than the bound of an opening
+        open_nats("nats://", settings) as worker,
+        open_nats("nats://", settings) as caller,
+    ):
+        drop = worker._broker.drop
+
+        async def late_call(one: object) -> None:
+            late.append(await outcome(start(caller, address)))
+            await drop(one)  # type: ignore[arg-type]
+
+        async with worker.serve(answer, instance_id=1, incarnation=1) as served:
+            address = served.addresses[0]
+            monkeypatch.setattr(worker._broker, "drop", late_call)
+        assert [type(error) for error in late] == [DrainingError]
+        assert late[0] is not None
+        assert late[0].retry is Retry.SAFE
+        error = await outcome(start(caller, address))
+        assert isinstance(error, UnavailableError)
+        assert error.retry is Retry.SAFE

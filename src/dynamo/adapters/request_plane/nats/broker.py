@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Final
 
 import nats.errors
 from attrs import define
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from dynamo.adapters.request_plane.nats import access
+from dynamo.adapters.request_plane.nats.carrier import CLOSE_S, Carrier, Receive
 from dynamo.core.config import Settings
 from dynamo.core.errors import AuthError, DynamoError, UnavailableError
 
 FIRST_WAIT_S: Final = 0.05  # between attempts to connect, doubled each time
 LONGEST_WAIT_S: Final = 1.0
-CLOSE_S: Final = 1.0
-PENDING_BYTES: Final = 1024 * 1024  # with nats-py, unwritten: ``publish`` waits beyond that
-REFUSALS = (
-    "authorization violation",
-    "authentication",
-    "user authentication",
-    "nkey",
-    "permissions violation",
-)
 
 
 @define(eq=False)
@@ -36,8 +26,9 @@ class Subscription:
 
     subject: str
     queue: str
-    receive: Callable[[Msg], None]
-    live: Any = None  # nats-py's, on the connection of the moment
+    receive: Receive
+    carrier: Carrier | None = None  # where it is held, under what number
+    number: int = 0
 
 
 class Broker:
@@ -48,8 +39,7 @@ class Broker:
         self._servers = access.servers(settings)
         self._options = access.options(settings)
         self._subscriptions: list[Subscription] = []
-        self._client: Client | None = None
-        self._lost = asyncio.Event()
+        self._carrier: Carrier | None = None
         self._task: asyncio.Task[None] | None = None
         self.on_up: Callable[[], None] | None = None
         self.problem: DynamoError | None = None  # why it is down
@@ -60,79 +50,106 @@ class Broker:
 
     @property
     def up(self) -> bool:
-        return self._client is not None
+        return self._carrier is not None
+
+    @property
+    def writable(self) -> bool:
+        """It is up, and takes more."""
+        return self._carrier is not None and self._carrier.writable
 
     @property
     def max_payload(self) -> int:
-        return self._client.max_payload if self._client is not None else 0
+        return self._carrier.max_payload if self._carrier is not None else 0
+
+    @property
+    def clustered(self) -> bool:
+        return self._carrier is not None and bool(self._carrier._server_info.get("cluster"))
 
     async def start(self) -> None:
         """Connect; wait for servers that are away. Raises UnavailableError, AuthError."""
-        limit = self._settings.startup_timeout_s
-        try:
-            async with asyncio.timeout(limit):
-                client = await self._connect_patiently()
-        except TimeoutError:
-            raise UnavailableError(
-                f"no NATS server at {self.shown} ({self._settings.source('nats_server')}) after {limit:g} s: "
-                f"{self.problem or 'no answer'}; start one, or set DYN_REQUEST_PLANE=tcp"
-            ) from self.problem
-        self._client = client
-        self._task = asyncio.get_running_loop().create_task(self._keep(client))
+        self._carrier = carrier = await self._connect_in_time()
+        self._task = asyncio.get_running_loop().create_task(self._keep(carrier))
 
     async def aclose(self) -> None:
+        """Leave once the server has read what was said: closing a socket with input unread would undo it."""
+        if self._carrier is not None:
+            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError, AuthError):
+                async with asyncio.timeout(CLOSE_S):
+                    await self._carrier.heard(self._settings)
         if self._task is not None:
             # nats-py swallows a cancellation here and there
             while not self._task.done():
                 self._task.cancel()
                 await asyncio.wait((self._task,), timeout=0.1)
-        client, self._client = self._client, None
-        if client is not None:
-            await self._leave(client)
+        carrier, self._carrier = self._carrier, None
+        if carrier is not None:
+            await carrier.leave()
 
-    async def subscribe(self, subject: str, receive: Callable[[Msg], None], queue: str = "") -> Subscription:
-        """Call ``receive`` with all that comes, from now on."""
+    @asynccontextmanager
+    async def apart(self) -> AsyncIterator[Carrier]:
+        """A connection that hears nothing of what it says. Raises UnavailableError, AuthError."""
+        carrier = await self._connect_in_time(no_echo=True)
+        try:
+            yield carrier
+        finally:
+            await carrier.leave()
+
+    async def subscribe(self, subject: str, receive: Receive, queue: str = "") -> Subscription:
+        """Call ``receive`` with all that comes, from now on. Raises AuthError."""
         one = Subscription(subject, queue, receive)
         self._subscriptions.append(one)
-        if self._client is not None:
-            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                await self._renew(self._client, one)
-                await self._heard(self._client)
+        if self._carrier is not None:
+            try:
+                with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+                    await self._renew(self._carrier, one)
+                    await self._carrier.heard(self._settings)
+            except BaseException:
+                self.withdraw(one)
+                raise
         return one
 
+    def withdraw(self, one: Subscription) -> None:
+        """Ask for no more; what is on its way still comes. Twice is fine."""
+        if one in self._subscriptions:
+            self._subscriptions.remove(one)
+            if one.carrier is not None and one.carrier is self._carrier:
+                one.carrier.unsubscribe_from(one.number)
+
     async def drop(self, one: Subscription) -> None:
-        self._subscriptions.remove(one)
-        if one.live is not None:
-            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                await one.live.unsubscribe()
-                if self._client is not None:
-                    await self._heard(self._client)
+        """Withdraw it, and wait, bounded, until all has come that was on its way."""
+        self.withdraw(one)
+        if (carrier := self._carrier) is not None and carrier is one.carrier:
+            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError, AuthError):
+                await carrier.heard(self._settings)
+            carrier.forget(one.number)
 
-    async def publish(self, subject: str, data: bytes, reply: str) -> None:
-        """Hand it to the connection; what is lost with that shows to the receiver as a gap."""
-        if self._client is not None:
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await self._client.publish(subject, data, reply)
+    def send(self, parts: Iterable[bytes | memoryview]) -> None:
+        """Hand on whole commands; what is lost with the connection shows to the receiver as a gap."""
+        if self._carrier is not None:
+            self._carrier.send(parts)
 
-    async def ask(self, subject: str, timeout_s: float) -> bytes | None:
-        """The first answer to an empty message; None if nobody is there, or nobody answers."""
-        if self._client is None:
-            return None
+    async def drained(self) -> None:
+        """Wait until there may be room again; at once while NATS is away."""
+        if self._carrier is not None:
+            await self._carrier.drained()
+
+    async def _connect_in_time(self, *, no_echo: bool = False) -> Carrier:
+        limit = self._settings.startup_timeout_s
         try:
-            return bytes((await self._client.request(subject, b"", timeout_s)).data)
-        except (nats.errors.Error, OSError, TimeoutError):
-            return None
+            async with asyncio.timeout(limit):
+                return await self._connect_patiently(no_echo=no_echo)
+        except TimeoutError:
+            raise UnavailableError(
+                f"no NATS server at {self.shown} ({self._settings.source('nats_server')}) after {limit:g} s: "
+                f"{self.problem or 'no answer'}; start one, or set DYN_REQUEST_PLANE=tcp"
+            ) from self.problem
 
-    @property
-    def _patience(self) -> Any:  # nats-py says int, and takes any number
-        return self._settings.connect_timeout_s
-
-    async def _connect_patiently(self) -> Client:
+    async def _connect_patiently(self, *, no_echo: bool = False) -> Carrier:
         wait_s = FIRST_WAIT_S
         while True:
             for server in list(self._servers):
                 try:
-                    return await self._connect(server)
+                    return await self._connect(server, no_echo)
                 except AuthError as error:
                     self.problem = error
                     if self._task is None:
@@ -145,109 +162,48 @@ class Broker:
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
-    async def _connect(self, server: str) -> Client:
-        client = Client()
-        lost = asyncio.Event()
-        seen: list[Exception] = []
-
-        async def told(error: Exception) -> None:
-            seen[:] = [error]
-
-        async def closed() -> None:
-            lost.set()
-
+    async def _connect(self, server: str, no_echo: bool) -> Carrier:
+        carrier = await Carrier.open(server, self._settings, self._options, no_echo=no_echo)
+        if no_echo:
+            return carrier
         try:
-            async with asyncio.timeout(self._patience):
-                await client.connect(
-                    server,
-                    error_cb=told,
-                    closed_cb=closed,
-                    allow_reconnect=False,
-                    connect_timeout=self._patience,
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=0,
-                    ping_interval=3600,
-                    pending_size=PENDING_BYTES,
-                    flush_timeout=self._patience,
-                    **self._options,
-                )
-                for one in self._subscriptions:
-                    await self._renew(client, one)
-                await self._heard(client)
-        except ssl.SSLCertVerificationError as error:
-            self._abort(client)  # nats-py's own closing waits for ever, for the end of what TLS replaced
-            raise AuthError(
-                f"the NATS server {access.hidden(server)} ({self._settings.source('nats_server')}) has a "
-                f"certificate that we do not trust: {error.verify_message or error}; set NATS_TLS_CA to the "
-                "file of the authority that signed it"
-            ) from error
-        except BaseException as error:
-            await self._leave(client)
-            for said in (error, *seen):
-                if any(word in str(said).lower() for word in REFUSALS):
-                    raise AuthError(
-                        f"the NATS server {access.hidden(server)} ({self._settings.source('nats_server')}) "
-                        f"refused us: {said}; set NATS_AUTH_USERNAME and NATS_AUTH_PASSWORD, "
-                        "NATS_AUTH_TOKEN, NATS_AUTH_NKEY or NATS_AUTH_CREDENTIALS_FILE to what it knows"
-                    ) from error
-            if isinstance(error, nats.errors.NoServersError) and seen:
-                raise OSError(str(seen[0]) or type(seen[0]).__name__) from error
+            for one in self._subscriptions:
+                await self._renew(carrier, one)
+            await carrier.heard(self._settings)
+        except BaseException:
+            await carrier.leave()
             raise
-        self._lost = lost
-        return client
+        return carrier
 
-    async def _renew(self, client: Client, one: Subscription) -> None:
-        async def receive(message: Msg) -> None:
-            one.receive(message)
+    @staticmethod
+    async def _renew(carrier: Carrier, one: Subscription) -> None:
+        one.carrier = carrier
+        one.number = await carrier.subscribe_to(one.subject, one.queue, one.receive)
 
-        one.live = await client.subscribe(
-            one.subject, one.queue, cb=receive, pending_msgs_limit=0, pending_bytes_limit=0
-        )
-
-    async def _heard(self, client: Client) -> None:
-        """Wait until the server has read all that we said: nats-py's ping overtakes what is not written."""
-        await client._flush_pending(force_flush=True)
-        await client.flush(self._patience)
-
-    async def _keep(self, client: Client) -> None:
+    async def _keep(self, carrier: Carrier) -> None:
         """Announce each connection, watch it, and replace it when it is lost."""
         while True:
-            self._client, self.problem = client, None
+            self._carrier, self.problem = carrier, None
             try:
                 if self.on_up is not None:
                     self.on_up()
-                await self._watch(client)
+                await self._watch(carrier)
             finally:
-                self._client = None
-                await self._leave(client)
+                self._carrier = None
+                await carrier.leave()
             self.problem = UnavailableError(f"the connection to NATS at {self.shown} was lost")
-            client = await self._connect_patiently()
+            carrier = await self._connect_patiently()
 
-    async def _watch(self, client: Client) -> None:
+    async def _watch(self, carrier: Carrier) -> None:
         """Return when the connection is lost, or its server is silent."""
         interval_s = self._settings.keepalive_s / 3
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
-                    await self._lost.wait()
-            if self._lost.is_set() or not client.is_connected:
+                    await carrier.lost.wait()
+            if carrier.lost.is_set() or not carrier.is_connected:
                 return
             try:
-                await client.rtt(self._settings.keepalive_s)  # type: ignore[arg-type]
+                await carrier.rtt(self._settings.keepalive_s)  # type: ignore[arg-type]
             except (nats.errors.Error, OSError, TimeoutError):
                 return
-
-    async def _leave(self, client: Client) -> None:
-        """Close it, in bounded time: with a full socket nats-py would wait for ever."""
-        with contextlib.suppress(TimeoutError, nats.errors.Error, OSError):
-            async with asyncio.timeout(CLOSE_S):
-                await client.close()
-        self._abort(client)
-
-    @staticmethod
-    def _abort(client: Client) -> None:
-        """Close its socket now."""
-        transport: Any = client._transport
-        writer = getattr(transport, "_io_writer", None)
-        if writer is not None:
-            writer.transport.abort()

@@ -1,51 +1,49 @@
-"""The plane itself: its one inbox, the sessions that it opened, and those that it serves."""
+"""The plane itself: what it serves, and which sessions its calls take."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections import deque
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import TypeAlias, cast
 
 import attrs
-from nats.aio.msg import Msg
 
 from dynamo.adapters.request_plane.nats import addresses
 from dynamo.adapters.request_plane.nats.broker import Broker
+from dynamo.adapters.request_plane.nats.claim import HERE, answer, claimed
+from dynamo.adapters.request_plane.nats.group import Group
 from dynamo.adapters.request_plane.nats.link import HEAD, SessionLink
 from dynamo.adapters.request_plane.nats.server import NatsServer
+from dynamo.adapters.request_plane.nats.sessions import Sessions
 from dynamo.adapters.request_plane.tcp.link import Call
 from dynamo.core.config import Settings
-from dynamo.core.errors import ClosedError, ConflictError, DynamoError
+from dynamo.core.errors import ClosedError, DynamoError
 from dynamo.core.health import Health, Status
 from dynamo.core.ports.request_plane import Accept, Capability, OutgoingCall, Request, RequestPlane, Server
 from dynamo.core.wire.budget import ReceiveBudget
 from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.opening import Options
 
-NO_RESPONDERS = "503"
-LINGER_S = 1.0  # for a caller to hear that a worker closed its session
-CLOSE_S = 1.0  # for what closing sessions still say to be sent
+Way: TypeAlias = tuple[str, str, int, int]  # address, endpoint, expected instance and incarnation
+
+
+def _nothing(_: SessionLink) -> None:
+    pass
 
 
 class NatsRequestPlane(RequestPlane):
-    """One session per address, endpoint and expected instance, shared by all calls to it."""
+    """One session per address, endpoint and expected instance, shared by all calls; a few for a group."""
 
     def __init__(self, settings: Settings, broker: Broker) -> None:
         self._settings = settings
         self._broker = broker
+        self._sessions = Sessions(broker)
         self._loop = asyncio.get_running_loop()
         self._budget = ReceiveBudget(settings.receive_budget_bytes)
-        self._inbox = f"_INBOX.dyn.{secrets.token_hex(11)}"
-        self._links: dict[tuple[str, str, int, int], SessionLink] = {}
-        # Dialled and (True) served: a process that calls itself has both ends of one session.
-        self._sessions: dict[tuple[bool, int], SessionLink] = {}
-        self._ready: deque[SessionLink] = deque()
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._pump_task: asyncio.Task[None] | None = None
+        self._links: dict[Way, SessionLink] = {}
+        self._groups: dict[Way, Group] = {}
         self._instance_id = self._incarnation = 0  # ours, once serving
         self._closed = False
         self._capability = Capability(
@@ -66,82 +64,67 @@ class NatsRequestPlane(RequestPlane):
         return self._budget
 
     async def start(self) -> None:
-        """Connect, and open the inbox."""
-        self._broker.on_up = self._resume
-        await self._broker.subscribe(f"{self._inbox}.>", self._receive)
-        await self._broker.start()
-        self._pump_task = self._loop.create_task(self._pump())
+        """Connect. Raises UnavailableError, AuthError."""
+        await self._sessions.start()
 
     @asynccontextmanager
     async def serve(
         self, accept: Accept, *, instance_id: int, incarnation: int, address: str | None = None
     ) -> AsyncIterator[Server]:
-        name = f"{instance_id:016x}" if address is None else addresses.parse(address)
-        published = addresses.SCHEME + name
-        probe = addresses.subject(addresses.PROBE, name)
-        taken = await self._broker.ask(probe, self._settings.connect_timeout_s)
-        if taken is not None:
-            raise ConflictError(f"{published} is served by another process; choose another name")
+        target = addresses.parse(address or f"{addresses.SCHEME}{instance_id:016x}")
+        name = target.name or f"{incarnation:016x}"
         self._instance_id, self._incarnation = instance_id, incarnation
-        server = NatsServer(accept, published)
+        broker = self._broker
+        server = NatsServer(accept, target.address)
 
-        def receive(message: Msg) -> None:
-            if len(message.data) < HEAD.size:
-                if message.reply:
-                    self._loop.create_task(self._broker.publish(message.reply, b"here", ""))
+        def receive(_: str, reply: str, data: bytes, nobody: bool) -> None:
+            if len(data) < HEAD.size:
+                if reply and data:
+                    broker.send(answer(reply, HERE))
                 return
-            session, sequence = HEAD.unpack_from(message.data)
-            link = self._sessions.get((True, session))
-            if link is None and sequence == 0 and message.reply and server.open:
-                connection = Connection(
-                    self._options("a caller"),
-                    self._budget,
-                    dialer=False,
-                    accept=server.accept,
-                    stream_type=Call,
-                )
-                link = self._link(connection, session, message.reply, server)
+            session, sequence = HEAD.unpack_from(data)
+            link = self._sessions.served(session)
+            if link is None and sequence == 0 and reply and server.open:
+                link = self._greet(server, session, reply)
             if link is not None:
-                link.received(sequence, memoryview(message.data)[HEAD.size :])
+                link.received(sequence, memoryview(data)[HEAD.size :])
 
-        subscription = await self._broker.subscribe(addresses.pattern(name), receive)
+        claim = claimed(broker, name, incarnation, self._settings)
+        async with claim if target.name else contextlib.nullcontext():
+            alone = await broker.subscribe(addresses.pattern(name), receive)
+        held = [alone]
         try:
+            if target.group:
+                shared = await broker.subscribe(f"dyn.{target.group}", receive, addresses.QUEUE)
+                held.append(shared)
+                server.withdraw = lambda: broker.withdraw(shared)
             yield server
         finally:
             server.refuse()
             await server.close()
-            await self._broker.drop(subscription)
+            for one in held:
+                await broker.drop(one)
+            await server.close()  # sessions that came meanwhile
 
     def call(
         self, address: str, request: Request, *, instance_id: int = 0, incarnation: int = 0
     ) -> OutgoingCall:
-        key = (address, request.endpoint, instance_id, incarnation)
-        link = self._links.get(key)
-        if link is None or link.connection.closed:
-            link = self._dial(address, request.endpoint, instance_id, incarnation)
-            self._links[key] = link
-        return cast(Call, link.connection.open(request))
+        return cast(
+            Call, self._link((address, request.endpoint, instance_id, incarnation)).connection.open(request)
+        )
 
     async def check(self, address: str) -> Health:
         try:
-            link = self._dial(address, addresses.PROBE, 0, 0)
+            link = self._dial((address, addresses.PROBE, 0, 0), lambda _: settle())
         except DynamoError as error:
             return Health(status=Status.DOWN, detail=str(error))
         ready: asyncio.Future[DynamoError | None] = self._loop.create_future()
 
-        def settle(_: SessionLink | None = None) -> None:
+        def settle() -> None:
             if not ready.done():
                 ready.set_result(link.connection.error)
 
-        forget = link.on_closed
-
-        def closed(_: SessionLink) -> None:
-            settle()
-            if forget is not None:
-                forget(link)
-
         link.connection.on_ready = settle
-        link.on_closed = closed
         try:
             async with asyncio.timeout(self._settings.connect_timeout_s * 2):
                 problem = await ready
@@ -154,25 +137,7 @@ class NatsRequestPlane(RequestPlane):
     async def aclose(self) -> None:
         """End every call and every session, and leave NATS."""
         self._closed = True
-        for link in list(self._sessions.values()):
-            link.close()
-        try:
-            async with asyncio.timeout(CLOSE_S if self._broker.up else 0):
-                await self._idle_now()
-        except TimeoutError:
-            pass
-        for link in list(self._sessions.values()):
-            link.finish()
-        if (task := self._pump_task) is not None:
-            while not task.done():  # nats-py swallows a cancellation here and there
-                task.cancel()
-                await asyncio.wait((task,), timeout=0.1)
-        await self._broker.aclose()
-
-    async def _idle_now(self) -> None:
-        while self._sessions:
-            self._idle.clear()
-            await self._idle.wait()
+        await self._sessions.aclose()
 
     def _options(self, peer: str, instance_id: int = 0, incarnation: int = 0) -> Options:
         settings = self._settings
@@ -189,90 +154,46 @@ class NatsRequestPlane(RequestPlane):
             peer=peer,
         )
 
-    def _dial(self, address: str, endpoint: str, instance_id: int, incarnation: int) -> SessionLink:
+    def _greet(self, server: NatsServer, session: int, inbox: str) -> SessionLink:
+        """Take the session that a caller opens."""
+        connection = Connection(
+            self._options("a caller"), self._budget, dialer=False, accept=server.accept, stream_type=Call
+        )
+        link = self._sessions.serve(connection, session, inbox, server.ended)
+        server.began(link)
+        return link
+
+    def _link(self, way: Way) -> SessionLink:
+        """The session for a call."""
+        if (group := self._groups.get(way)) is not None:
+            return group.next(self._loop.time())
+        link = self._links.get(way)
+        if link is None or link.connection.closed or link.retired:
+            if addresses.parse(way[0]).group:
+                group = self._groups[way] = Group(lambda: self._dial(way))
+                return group.next(self._loop.time())
+            link = self._links[way] = self._dial(way, lambda link: self._forget(way, link))
+        return link
+
+    def _forget(self, way: Way, link: SessionLink) -> None:
+        if self._links.get(way) is link:
+            del self._links[way]
+
+    def _dial(self, way: Way, closed: Callable[[SessionLink], None] = _nothing) -> SessionLink:
         """Open a session; calls are taken at once and sent when there is a way to NATS."""
+        address, endpoint, instance_id, incarnation = way
         if self._closed:
             raise ClosedError(f"cannot call {address}: this request plane is closed")
-        target = addresses.subject(endpoint, addresses.parse(address))
+        target = addresses.parse(address)
+        subject = target.subject(endpoint)
         connection = Connection(
             self._options(address, instance_id, incarnation), self._budget, dialer=True, stream_type=Call
         )
-        link = self._link(connection, secrets.randbits(64), target)
-        connection.on_idle = lambda: self._left(link)
-        return link
 
-    def _left(self, link: SessionLink) -> None:
-        """Its last call ended: a session whose worker drains is over."""
-        if link.connection.draining:
-            self._loop.call_soon(self._leave, link)
+        def pinned(peer: int) -> str:
+            return addresses.subject(endpoint, f"{peer:016x}")
 
-    def _leave(self, link: SessionLink) -> None:
-        if not link.connection.open_streams:
-            link.close()
-
-    def _link(
-        self, connection: Connection, session: int, target: str, server: NatsServer | None = None
-    ) -> SessionLink:
-        key = (server is not None, session)
-
-        def closed(link: SessionLink) -> None:
-            del self._sessions[key]
-            for way, known in list(self._links.items()):
-                if known is link:
-                    del self._links[way]
-            if server is not None:
-                server.ended(link)
-            self._idle.set()
-
-        link = SessionLink(
-            connection,
-            session,
-            target,
-            f"{self._inbox}.{'caller' if server is None else 'worker'}.{session:016x}",
-            self._queue,
-            closed,
-            linger_s=0 if server is None else LINGER_S,
-        )
-        self._sessions[key] = link
-        if server is not None:
-            server.began(link)
-        return link
-
-    def _receive(self, message: Msg) -> None:
-        """What came to the inbox: responses, and word of messages that nobody took."""
-        if message.headers and message.headers.get("Status") == NO_RESPONDERS:
-            *_, whose, hex_session, which = message.subject.split(".")
-            link = self._sessions.get((whose == "worker", int(hex_session, 16)))
-            if link is not None:
-                link.nobody(first=which == "0")
-        elif len(message.data) >= HEAD.size:
-            session, sequence = HEAD.unpack_from(message.data)
-            if (link := self._sessions.get((False, session))) is not None:
-                link.received(sequence, memoryview(message.data)[HEAD.size :])
-
-    def _queue(self, link: SessionLink) -> None:
-        self._ready.append(link)
-        self._wake.set()
-
-    def _resume(self) -> None:
-        for link in list(self._sessions.values()):
-            link.resumed()
-        self._wake.set()
-
-    async def _pump(self) -> None:
-        """Publish what sessions have to say, in turns; while NATS is away it stays in their windows."""
-        broker, ready = self._broker, self._ready
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while ready and broker.up:
-                link = ready.popleft()
-                link.queued = False
-                for reply, data in link.messages(broker.max_payload):
-                    await broker.publish(link.target, data, reply)
-                if link.connection.has_output and not link.queued and not link.closed:
-                    link.queued = True
-                    ready.append(link)
+        return self._sessions.dial(connection, subject, closed, pinned if target.group else None)
 
 
 @asynccontextmanager
