@@ -172,7 +172,7 @@ class Http2Connection:
         else:
             self.outbox.brings(call, 1)
         if request.end:
-            self.on_end()
+            self.complete()
         return call
 
     def _reason_not_to_open(self) -> DynamoError:
@@ -272,6 +272,11 @@ class Http2Connection:
 
     # What calls ask, and the dispatcher.
 
+    def complete(self) -> None:
+        """A request or an answer is; where other calls run, something else comes in this tick most likely."""
+        if len(self.calls) < 2:
+            self.on_end()
+
     def cancel(self, call: Http2Call) -> None:
         """The caller leaves."""
         if not self.closed and call.opening is None:
@@ -289,6 +294,7 @@ class Http2Connection:
             waiting.pop(call, None)
         else:
             self.calls.pop(call.id, None)
+            self.outbox.forget(call)
         if self.on_idle is not None and not self.calls and not waiting:
             self.on_idle()
         if waiting:

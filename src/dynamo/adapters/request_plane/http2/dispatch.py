@@ -43,6 +43,7 @@ from dynamo.core.errors import (
 if TYPE_CHECKING:
     from dynamo.adapters.request_plane.http2.connection import Http2Connection
 
+CALLS_PER_FRAME = 64  # whose windows SETTINGS may change at the price of one more frame
 _SIZES = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}  # of bodies
 _OF_STREAMS = (PRIORITY, RST_STREAM)
 _OF_CONNECTIONS = (SETTINGS, PING, GOAWAY)
@@ -216,6 +217,8 @@ class Dispatch:
         outbox.put(SETTINGS_ACK)
         outbox.encoder.limit_table(peer.table)
         if difference := peer.window - before:
+            if not connection.dialer:
+                connection.floods.spend(len(connection.calls) // CALLS_PER_FRAME)
             for call in [*connection.calls.values(), *outbox.waiting]:
                 call.credited(difference)
                 outbox.brings(call, 0)

@@ -51,9 +51,9 @@ class Floods:
         if counted:
             self.spend()
 
-    def spend(self) -> None:
-        """A frame that costs us more than its sender. Raises Flooded."""
-        if not self._control.take():
+    def spend(self, frames: int = 1) -> None:
+        """As much as so many frames that cost us more than their sender. Raises Flooded."""
+        if not self._control.take(frames):
             raise Flooded(f"more than {BURST} frames of control at once and {RATE} a second")
 
     def sent(self) -> None:
@@ -76,10 +76,10 @@ class _Bucket:
         self.left = float(BURST)
         self._at = monotonic()
 
-    def take(self) -> bool:
-        if self.left < 1:
+    def take(self, count: int = 1) -> bool:
+        if self.left < count:
             now = monotonic()
             self.left = min(float(BURST), self.left + (now - self._at) * RATE)
             self._at = now
-        self.left -= 1
+        self.left -= count
         return self.left >= 0

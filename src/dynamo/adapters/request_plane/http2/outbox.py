@@ -52,13 +52,13 @@ class Outbox:
         self._dialer = dialer
         self._frames: list[Payload] = []
         self._busy: deque[Http2Call] = deque()
-        self._blocked: list[Http2Call] = []  # by the connection's window
+        self._blocked: dict[Http2Call, None] = {}  # by the connection's window
         self._woken = False
         self._eager = EAGER_CALLS
 
     @property
     def has_output(self) -> bool:
-        return bool(self._frames or (self._busy and self.open))
+        return bool(self._frames or (self.open and (self._busy or (self._blocked and self.window > 0))))
 
     # What is brought.
 
@@ -93,15 +93,18 @@ class Outbox:
     def unblock(self, increment: int) -> bool:
         """The connection's window grew; False if that is more than there can be."""
         self.window += increment
-        for call in self._blocked:
-            self.brings(call, 0)
-        self._blocked.clear()
+        if self._blocked:
+            self.wake()
         return self.window <= LARGEST_WINDOW
 
     def retry_waiting(self) -> None:
         """Calls that wait to be opened may now."""
         for call in self.waiting:
             self.brings(call, 0)
+
+    def forget(self, call: Http2Call) -> None:
+        """It is over."""
+        self._blocked.pop(call, None)
 
     def clear(self) -> None:
         """Nothing of this will be sent."""
@@ -122,8 +125,14 @@ class Outbox:
             self.owed = 0
         if self.open:
             taken = 0
-            while busy and taken < limit:
-                call = busy.popleft()
+            while taken < limit:
+                if busy:
+                    call = busy.popleft()
+                elif self._blocked and self.window > 0:  # one by one: a window of a byte is not for all
+                    call = next(iter(self._blocked))
+                    del self._blocked[call]
+                else:
+                    break
                 call.busy = False
                 if not call.over:
                     taken += self.emit(call)
@@ -160,7 +169,7 @@ class Outbox:
                 size = room
             else:
                 if self.window <= 0:
-                    self._blocked.append(call)
+                    self._blocked[call] = None
                 return 0
             self.window -= size
             self._floods.sent()

@@ -47,7 +47,7 @@ class Sending:
         if end:
             self.out_done = True
             self.put(payload, size, LAST if self.connection.dialer else 0)
-            self.connection.on_end()
+            self.connection.complete()
             return True
         self.put(payload, size, 0)
         return self.credit > 0 and self.queued < self._backlog
@@ -86,7 +86,7 @@ class Sending:
                 self._tell(END_MESSAGE)
             else:
                 self._wants_to_send(1)
-            self.connection.on_end()
+            self.connection.complete()
 
     async def writable(self) -> None:
         while not (self.out_done or (self.credit > 0 and self.queued < self._backlog)):
