@@ -13,6 +13,7 @@ from dynamo.core.errors import AuthError, ConfigError, DynamoError, UnavailableE
 
 CRD = "dynamoworkermetadatas.nvidia.com"
 LONGEST_REST_S = 60.0
+TOO_LARGE = ("request is too large", "larger than max")  # etcd's words, and those of its client
 APPLY_CRD = "dynamo manifests kubernetes --only crd | kubectl apply -f -"
 DENIED = re.compile(r"cannot (?P<verb>\w+) resource")
 
@@ -87,7 +88,7 @@ def translated(
         return ConfigError(
             f"the cluster at {where} has no CustomResourceDefinition {CRD}: apply it ({APPLY_CRD})"
         )
-    if status == 422:
+    if status in (413, 422) or (status == 500 and any(sign in said for sign in TOO_LARGE)):
         return ConfigError(f"the API server at {where} refuses our record: {said}")
     if status in (404, 409, 410):
         return RefusedError(f"{where}: {said}", status)

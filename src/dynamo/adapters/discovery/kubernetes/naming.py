@@ -11,7 +11,7 @@ from dynamo.core.model import MAX_INSTANCE_ID
 
 _MASK = 2**64 - 1
 MAX_WORKERS = 1024  # of one pod
-_taken: set[str] = set()  # by the clients of this process
+_taken: set[tuple[str, str]] = set()  # by the clients of this process
 
 
 def object_name(pod: Pod, index: int) -> str:
@@ -83,7 +83,7 @@ class Seats:
         return None
 
     def _take(self, name: str) -> bool:
-        if name in _taken:
+        if (self._pod.uid, name) in _taken:
             return False
         held: socket.socket | None = None
         if sys.platform == "linux":
@@ -95,14 +95,14 @@ class Seats:
                 if error.errno == errno.EADDRINUSE:
                     return False
                 held = None
-        _taken.add(name)
+        _taken.add((self._pod.uid, name))
         self._held[name] = held
         return True
 
     def release(self) -> None:
         """Leave them to others."""
         for name, held in self._held.items():
-            _taken.discard(name)
+            _taken.discard((self._pod.uid, name))
             if held is not None:
                 held.close()
         self._held.clear()
