@@ -194,3 +194,39 @@ def test_who_reads_no_answers_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> Non
     assert side.closed
     assert codes(output(side)) == [11]
     assert most < 2**20
+
+
+def many_calls(side: Http2Connection, flags: int) -> None:
+    encoder = hpack.Encoder()
+    for number in range(3000):
+        stream = 2 * number + 1
+        said = frame(HEADERS, END_HEADERS, stream, encoder.encode(REQUEST))
+        feed(side, said + frame(DATA, flags, stream, b"{}"))
+
+
+def test_settings_that_change_many_windows_count_as_many_frames() -> None:
+    side, _ = opened()
+    many_calls(side, 0)
+    output(side)
+    began = time.process_time()
+    feed(side, b"".join(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 9 + n % 2)) for n in range(1000)))
+    assert time.process_time() - began < 0.5
+    assert codes(output(side)) == [11]
+
+
+def test_a_window_opened_a_little_is_not_offered_to_all_who_wait() -> None:
+    side, taken = opened(struct.pack(">HI", 4, 2**20))
+    many_calls(side, END_STREAM)
+    for call in taken:
+        call.send(b"\xc5\x02\x00" + bytes(512), end=True)
+    output(side)
+    began = time.process_time()
+    for _ in range(500):
+        feed(side, frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 100)))
+        assert sum(len(body) for kind, body in frames(output(side)) if kind == DATA) == 100
+    assert time.process_time() - began < 0.5
+    for call in taken[-1000:]:
+        feed(side, frame(RST_STREAM, 0, call.id, struct.pack(">I", 8)))
+    feed(side, frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**24)))
+    output(side)
+    assert side.open_streams == 0
