@@ -36,7 +36,7 @@ def test_a_missing_rule_is_printed_as_one_writes_it() -> None:
 
 
 def test_a_missing_definition_is_told_from_a_missing_object_and_a_missing_namespace() -> None:
-    missing = told(404, {"message": "the server could not find the requested resource", "details": {}})
+    missing = told(404, {"kind": "Status", "message": "the server could not find the requested resource"})
     assert isinstance(missing, ConfigError)
     assert "no CustomResourceDefinition dynamoworkermetadatas.nvidia.com" in str(missing)
     gone = told(404, {"details": {"name": "worker-0", "kind": "dynamoworkermetadatas"}})
@@ -45,6 +45,9 @@ def test_a_missing_definition_is_told_from_a_missing_object_and_a_missing_namesp
     nowhere = told(404, {"details": {"name": "prod", "kind": "namespaces"}})
     assert isinstance(nowhere, ConfigError)
     assert "no namespace 'prod' (POD_NAMESPACE)" in str(nowhere)
+    elsewhere = told(404, {"message": "404 page not found"})
+    assert isinstance(elsewhere, ConfigError)
+    assert "refuses to patch dynamoworkermetadatas: 404 page not found" in str(elsewhere)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
-import yaml
 from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.config import ConfigException, list_kube_config_contexts, load_kube_config
+from kubernetes.aio.config import list_kube_config_contexts, load_kube_config
 from kubernetes.aio.config.incluster_config import InClusterConfigLoader
 
 from dynamo.adapters.discovery.kubernetes.configuration import SERVICE_ACCOUNT, KubernetesConfig
@@ -90,25 +90,33 @@ class Way:
 async def find(config: KubernetesConfig) -> Way:
     """Read what says where the server is. Raises ConfigError."""
     configuration, namespace = await load(config)
-    return Way(config, configuration, config.namespace or namespace)
+    with _told(config):
+        return Way(config, configuration, config.namespace or namespace)
 
 
 async def load(config: KubernetesConfig) -> tuple[Configuration, str]:
     """The configuration, and the namespace that it names. Raises ConfigError."""
     configuration, namespace = Configuration(), "default"
-    try:
+    with _told(config):
         if config.kubeconfig is None:
             _load_service_account(configuration)
         else:
             namespace = await _load_kubeconfig(config.kubeconfig, configuration)
-    except (ConfigException, OSError, ValueError, yaml.YAMLError) as error:
-        what = f"the kubeconfig {config.kubeconfig}" if config.kubeconfig else "the pod's service account"
-        raise ConfigError(f"{what} ({config.source}) cannot be used: {error}") from error
     configuration.disable_strict_ssl_verification = True  # as kubectl: authorities of clusters are plain
     if token := configuration.api_key.get(TOKEN):
         kind, _, secret = token.partition(" ")
         configuration.api_key[TOKEN] = f"{kind} {secret.strip()}"  # files end in newlines
     return configuration, namespace
+
+
+@contextmanager
+def _told(config: KubernetesConfig) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a kubeconfig of another shape raises whatever comes of that
+        what = f"the kubeconfig {config.kubeconfig}" if config.kubeconfig else "the pod's service account"
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{what} ({config.source}) cannot be used: {said}") from error
 
 
 def _load_service_account(configuration: Configuration) -> None:

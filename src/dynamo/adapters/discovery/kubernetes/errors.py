@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -84,19 +86,19 @@ def translated(
             f"the cluster at {where} has no namespace {namespace!r} (POD_NAMESPACE): create it, or name "
             "another"
         )
-    if status == 404 and resource is RECORDS and not details.get("name"):
+    if status == 404 and answer.get("kind") == "Status" and resource is RECORDS and not details.get("name"):
         return ConfigError(
             f"the cluster at {where} has no CustomResourceDefinition {CRD}: apply it ({APPLY_CRD})"
         )
     if status in (413, 422) or (status == 500 and any(sign in said for sign in TOO_LARGE)):
         return ConfigError(f"the API server at {where} refuses our record: {said}")
-    if status in (404, 409, 410):
+    if status in (409, 410) or (status == 404 and details):
         return RefusedError(f"{where}: {said}", status)
     if status == 429:
         return BusyError(f"the API server at {where} is busy: {said}", _seconds(retry_after, details))
     if status >= 500:
         return UnavailableError(f"the API server at {where} fails: {said}")
-    return RefusedError(f"the API server at {where} refuses to {verb} {resource.plural}: {said}", status)
+    return ConfigError(f"what answers at {where} refuses to {verb} {resource.plural}: {said}")
 
 
 def _seconds(header: str | None, details: Mapping[str, Any]) -> float:
@@ -116,6 +118,14 @@ def unreachable(error: Exception, where: str) -> DynamoError:
             f"the certificate of the Kubernetes API server at {where} is refused: {reason}; check the "
             "certificate-authority that goes with it"
         )
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return UnavailableError(
+            f"no Kubernetes API server at {where}: what answers there fails at TLS: {error.os_error}"
+        )
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    reason = getattr(cause, "strerror", None) or str(cause) or type(error).__name__
+    number = getattr(cause, "errno", None)
+    if number in errno.errorcode:  # asyncio's own words for it are longer
+        reason = os.strerror(number)
+    else:
+        reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
     return UnavailableError(f"no Kubernetes API server at {where}: {reason}")

@@ -36,6 +36,8 @@ READINESS = "nvidia.com/dynamo-discovery-backend=kubernetes,nvidia.com/dynamo-di
 CLAIM = "nvidia.com/dynamo-claim-"  # and who asks, as an annotation of the object that it asks for
 MANAGER = "dynamo-"  # and the incarnation, as the field manager
 
+LARGEST = 1_000_000  # bytes; etcd takes requests of 1.5 MiB, and the server adds its own to an object
+
 log = logging.getLogger(__name__)
 
 PodKey: TypeAlias = tuple[str, str]
@@ -44,9 +46,13 @@ PodKey: TypeAlias = tuple[str, str]
 
 def data_of(incarnation: int, instances: Iterable[Instance]) -> Object:
     """``spec.data`` of the worker that serves these. Raises ConfigError for what would not arrive whole."""
-    endpoints = {
-        _key(one.endpoint_id): json.loads(encode_instance(one), parse_int=_integer) for one in instances
-    }
+    encoded = {_key(one.endpoint_id): encode_instance(one) for one in instances}
+    if (size := sum(map(len, encoded.values()))) > LARGEST:
+        raise ConfigError(
+            f"the record of this worker has {size} bytes, and Kubernetes keeps {LARGEST}: leave large metadata "
+            "out, and serve it instead"
+        )
+    endpoints = {key: json.loads(text, parse_int=_integer) for key, text in encoded.items()}
     return {"incarnation": f"{incarnation:x}", "summary": _summary(endpoints), "endpoints": endpoints}
 
 

@@ -1,0 +1,177 @@
+"""The way to a real API server: service accounts, tokens that are replaced, what is refused, and outages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import control_plane
+from dynamo.adapters.discovery.kubernetes import configuration, credentials, open_kubernetes
+from dynamo.core.config import Settings
+from dynamo.core.errors import AuthError, ConfigError, UnavailableError
+from dynamo.core.health import Status
+from dynamo.runtime import DistributedRuntime
+from dynamo.testing.discovery import ENDPOINT, an_instance, by_key, following, lease_for
+from integration.kubernetes_workers import caller, settings, worker
+from kubernetes_namespace import Namespace, fresh_namespace
+from matrix.deployment import reserved
+
+pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes]
+READ: list[dict[str, Any]] = [
+    {"apiGroups": ["nvidia.com"], "resources": ["dynamoworkermetadatas"], "verbs": ["list", "watch"]},
+    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+]
+
+
+@pytest.fixture
+async def namespace() -> AsyncIterator[Namespace]:
+    async with fresh_namespace(control_plane.shared()) as namespace:
+        await namespace.service()
+        yield namespace
+
+
+@pytest.fixture
+async def account(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that a pod of this namespace finds; its account may read."""
+    await namespace.grant("reader", READ)
+    folder = namespace.plane.service_account_folder(await namespace.token("reader"), namespace.name)
+    for module in (configuration, credentials):
+        monkeypatch.setattr(module, "SERVICE_ACCOUNT", folder)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(namespace.plane.apiserver.port))
+    return folder
+
+
+async def test_in_a_pod_the_service_account_is_the_way(namespace: Namespace, account: Path) -> None:
+    pod = await namespace.kubelet.start("worker-0")
+    async with open_kubernetes("kubernetes://", Settings.from_env({})) as client:
+        assert (await client.check()).detail.startswith(f"Kubernetes, namespace {namespace.name} of https://")
+        async with following(client) as follower, worker(namespace, pod) as one:
+            await follower.until(lambda live: live == by_key(one.instance))
+
+
+async def test_a_token_that_was_replaced_is_read_again(
+    namespace: Namespace, account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "REREAD_S", 0.0)
+    async with open_kubernetes("kubernetes://", Settings.from_env({})) as client:
+        await namespace.grant("stranger", [])
+        (account / "token").write_text(await namespace.token("stranger"))
+        health = await client.check()
+        assert health.status is Status.DOWN
+        assert "stranger" in health.detail
+        (account / "token").write_text(await namespace.token("reader") + "\n")
+        assert (await client.check()).status is Status.UP
+
+
+async def test_a_token_that_is_refused_is_read_again_at_once(namespace: Namespace, account: Path) -> None:
+    token = (account / "token").read_text()
+    (account / "token").write_text("expired")
+    with pytest.raises(AuthError, match="refused our credentials"):
+        async with open_kubernetes("kubernetes://", Settings.from_env({})):
+            pass
+    (account / "token").write_text(token)
+    async with open_kubernetes("kubernetes://", Settings.from_env({})) as client:
+        client._access._way._configuration.api_key[credentials.TOKEN] = "Bearer expired"
+        assert (await client.check()).status is Status.UP
+
+
+async def test_a_kubeconfigs_token_file_is_read_again(
+    namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "REREAD_USER_S", 0.0)
+    await namespace.grant("reader", READ)
+    await namespace.grant("stranger", [])
+    file = tmp_path / "token"
+    file.write_text(await namespace.token("reader") + "\n")
+    kubeconfig = namespace.plane.kubeconfig(file, namespace=namespace.name)
+    async with open_kubernetes("kubernetes://", Settings.from_env({}, kubeconfig=str(kubeconfig))) as client:
+        file.write_text(await namespace.token("stranger"))
+        assert "stranger" in (await client.check()).detail
+        file.unlink()  # while it is being replaced, say
+        assert "stranger" in (await client.check()).detail
+        file.write_text(await namespace.token("reader"))
+        assert (await client.check()).status is Status.UP
+
+
+async def test_a_worker_that_may_only_read_is_told_which_rule_is_missing(namespace: Namespace) -> None:
+    await namespace.grant("reader", READ)
+    kubeconfig = namespace.plane.kubeconfig(await namespace.token("reader"), namespace=namespace.name)
+    pod = await namespace.kubelet.start("worker-0")
+    options = {**pod.environment, "KUBECONFIG": str(kubeconfig)}
+    one = an_instance(1)
+    async with open_kubernetes("kubernetes://", Settings.from_env(options)) as client:
+        async with lease_for(client, one) as lease:
+            with pytest.raises(AuthError, match=r'"dynamoworkermetadatas"\], verbs: \["patch"\]'):
+                await lease.put(one)
+
+
+async def test_a_namespace_that_is_not_there_is_told(namespace: Namespace) -> None:
+    pod = await namespace.kubelet.start("worker-0")
+    one = an_instance(1)
+    async with open_kubernetes("kubernetes://nowhere", settings(namespace, pod)) as client:
+        async with lease_for(client, one) as lease:
+            with pytest.raises(ConfigError, match="no namespace 'nowhere'"):
+                await lease.put(one)
+
+
+async def test_a_record_that_kubernetes_would_change_or_refuse_is_no_outage(namespace: Namespace) -> None:
+    pod = await namespace.kubelet.start("worker-0")
+    async with worker(namespace, pod) as one, caller(namespace) as follower:
+        for metadata, said in (
+            ({"big": 2**63}, "integers of 64 bits"),
+            ({"big": "x" * 10**6}, "keeps 1000000"),
+        ):
+            with pytest.raises(ConfigError, match=said):
+                await one.lease.put(an_instance(one.instance.instance_id, incarnation=1, metadata=metadata))
+        await follower.until(lambda live: live == by_key(one.instance))
+        assert len(follower.changes) <= 2
+
+
+@pytest.mark.parametrize("mistake", ["nobody there", "unknown authority", "no TLS", "no JSON"])
+async def test_a_server_that_cannot_be_used_is_named(
+    namespace: Namespace, tmp_path: Path, mistake: str
+) -> None:
+    plane = namespace.plane
+    content = json.loads(plane.kubeconfig().read_text())
+    cluster = content["clusters"][0]["cluster"]
+    expected: tuple[type[Exception], str]
+    with reserved(1) as (port,):
+        match mistake:
+            case "nobody there":
+                cluster["server"] = f"https://127.0.0.1:{port}"
+                expected = UnavailableError, rf"no Kubernetes API server at https://127.0.0.1:{port} "
+            case "unknown authority":
+                del cluster["certificate-authority"]
+                expected = ConfigError, "certificate of the .* is refused"
+            case "no TLS":
+                cluster["server"] = f"http://127.0.0.1:{plane.apiserver.port}"
+                expected = ConfigError, "HTTP request to an HTTPS server"
+            case _:
+                cluster["server"] = plane.etcd.url
+                expected = ConfigError, "refuses to list"
+        (tmp_path / "config").write_text(json.dumps(content))
+        environ = {"KUBECONFIG": str(tmp_path / "config")}
+        kind, said = expected
+        with pytest.raises(kind, match=said) as told:
+            async with open_kubernetes(
+                "kubernetes://", Settings.from_env({"KUBECONFIG": options["kubeconfig"]})
+            ):
+                pass
+        assert "KUBECONFIG" in str(told.value)
+        assert "\n" not in str(told.value)
+
+
+async def test_a_start_without_a_server_ends_in_one_error(namespace: Namespace, tmp_path: Path) -> None:
+    with reserved(1) as (port,):
+        kubeconfig = namespace.plane.kubeconfig(server=f"https://127.0.0.1:{port}")
+        runtime = DistributedRuntime(
+            discovery="kubernetes", kubeconfig=str(kubeconfig), startup_timeout_s=0.3
+        )
+        async with runtime:
+            with pytest.raises(UnavailableError, match=rf"127.0.0.1:{port} .*kubeconfig.* after 0.3 s"):
+                await runtime.endpoint(str(ENDPOINT)).client()
