@@ -158,9 +158,7 @@ async def test_a_server_that_cannot_be_used_is_named(
         environ = {"KUBECONFIG": str(tmp_path / "config")}
         kind, said = expected
         with pytest.raises(kind, match=said) as told:
-            async with open_kubernetes(
-                "kubernetes://", Settings.from_env({"KUBECONFIG": options["kubeconfig"]})
-            ):
+            async with open_kubernetes("kubernetes://", Settings.from_env(environ)):
                 pass
         assert "KUBECONFIG" in str(told.value)
         assert "\n" not in str(told.value)

@@ -123,7 +123,7 @@ def unreachable(error: Exception, where: str) -> DynamoError:
             f"no Kubernetes API server at {where}: what answers there fails at TLS: {error.os_error}"
         )
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    number = getattr(cause, "errno", None)
+    number = getattr(cause, "errno", None) or 0
     if number in errno.errorcode:  # asyncio's own words for it are longer
         reason = os.strerror(number)
     else:

@@ -49,8 +49,8 @@ def data_of(incarnation: int, instances: Iterable[Instance]) -> Object:
     encoded = {_key(one.endpoint_id): encode_instance(one) for one in instances}
     if (size := sum(map(len, encoded.values()))) > LARGEST:
         raise ConfigError(
-            f"the record of this worker has {size} bytes, and Kubernetes keeps {LARGEST}: leave large metadata "
-            "out, and serve it instead"
+            f"the record of this worker has {size} bytes, and Kubernetes keeps {LARGEST}: leave large "
+            "metadata out, and serve it instead"
         )
     endpoints = {key: json.loads(text, parse_int=_integer) for key, text in encoded.items()}
     return {"incarnation": f"{incarnation:x}", "summary": _summary(endpoints), "endpoints": endpoints}
