@@ -130,7 +130,8 @@ async def test_a_killed_api_server_comes_back_at_its_port_with_all_it_had(own: C
     assert own.apiserver.pid != pid
 
 
-async def test_a_watch_from_forgotten_history_is_expired(own: ControlPlane) -> None:
+async def test_what_a_compaction_has_forgotten_is_gone_after_a_restart(own: ControlPlane) -> None:
+    """A watch is gone after any restart, as the API server remembers none of what came before it."""
     async with fresh_namespace(own) as namespace:
         began = (await namespace.call("GET", "v1/configmaps"))["metadata"]["resourceVersion"]
         await namespace.call("POST", "v1/configmaps", {"metadata": {"name": "later"}})
@@ -138,6 +139,9 @@ async def test_a_watch_from_forgotten_history_is_expired(own: ControlPlane) -> N
         own.compact()
         own.launch()
         await own.ready()
+        with pytest.raises(httpx.HTTPStatusError, match=r": 410 .*\"reason\":\"Expired\""):
+            exactly = {"resourceVersion": began, "resourceVersionMatch": "Exact"}
+            await namespace.call("GET", "v1/configmaps", params=exactly)
         watch = {"watch": "true", "resourceVersion": began, "timeoutSeconds": "1"}
 
         async def expired() -> bool:
