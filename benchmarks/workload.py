@@ -22,12 +22,24 @@ Close = Callable[[], Awaitable[None]]
 
 
 async def generate(request: dict[str, Any], context: Any = None) -> AsyncIterator[dict[str, Any]]:
-    """``items`` items; after each it sleeps for ``pause`` seconds, or with None never waits."""
+    """``items`` items; after each it sleeps for ``pause`` seconds, or with None never waits.
+
+    With ``alone`` so many of these run here at once, for nobody, and then one item says that they have."""
     pause = request["pause"]
+    if alone := request.get("alone"):
+        each = {"items": request["items"], "pause": pause}
+        await asyncio.gather(*(exhaust(generate(each)) for _ in range(alone)))
+        yield {}
+        return
     for index in range(request["items"]):
         yield {"token_ids": [index], "text": " word"}
         if pause is not None:
             await asyncio.sleep(pause)
+
+
+async def exhaust(items: AsyncIterator[Any]) -> None:
+    async for _ in items:
+        pass
 
 
 async def block(request: dict[str, Any], context: Any = None) -> AsyncIterator[bytes]:
@@ -158,26 +170,21 @@ async def paced(
 ) -> dict[str, float]:
     """CPU of each side for an item of ``streams`` that each wait between items.
 
-    ``control`` is that of the same handler without a transport, which the server's is without."""
+    ``control`` is what the same handlers take in the same process with no transport, which the server's
+    figure is without."""
     request = {"items": max(1, round(seconds / pause)), "pause": pause}
     count = streams * request["items"]
-
-    async def control() -> None:
-        async for _ in generate(request):
-            pass
-
-    began = time.process_time()
-    await asyncio.gather(*(control() for _ in range(streams)))
-    handler = (time.process_time() - began) / count * 1e6
+    cpu = Cpu(server_pid)
+    await calls.ask({**request, "alone": streams})
+    alone = cpu.per("item", count)
     cpu, began = Cpu(server_pid), time.perf_counter()
     received = await asyncio.gather(*(calls.ask(request) for _ in range(streams)))
     took, used = time.perf_counter() - began, cpu.per("item", count)
     if sum(received) != count:
         raise RuntimeError(f"{sum(received)} items came, not {count}")
-    for side in ("server us/item", "both us/item"):
-        if side in used:
-            used[side] -= handler
-    return {**used, "control us/item": handler, "items/s": count / took}
+    side = "both us/item" if "both us/item" in used else "server us/item"
+    used[side] -= alone[side]
+    return {**used, "control us/item": alone[side], "items/s": count / took}
 
 
 async def payload(calls: Calls, server_pid: int, size: int, up: bool, seconds: float) -> dict[str, float]:

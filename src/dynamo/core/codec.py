@@ -28,6 +28,7 @@ from dynamo.core.ports.request_plane import Payload
 
 _BUFFERS = (bytes, bytearray, memoryview)
 _KNOWN = (type(None), bool, int, float, str, bytes, bytearray, memoryview, list, tuple, dict)
+_PLAIN = frozenset({type(None), bool, int, float, str, list, tuple, dict})  # what most items are: no buffers
 _HEX_64 = re.compile("[0-9a-fA-F]{1,16}")
 
 
@@ -137,7 +138,7 @@ _pack, _unpack = _msgpack_functions()
 
 def encode(value: Any) -> Payload:
     """Encode one item; a buffer (bytes, bytearray, memoryview) goes raw, by reference. Raises EncodeError."""
-    if isinstance(value, _BUFFERS):
+    if type(value) not in _PLAIN and isinstance(value, _BUFFERS):
         try:
             return memoryview(value).cast("B")
         except (TypeError, ValueError) as error:

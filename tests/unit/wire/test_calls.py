@@ -23,9 +23,9 @@ from dynamo.core.errors import (
 )
 from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.faults import CLASSES, MAX_TEXT, decode_error, encode_error
-from dynamo.core.wire.frames import END, ERROR, F_END, HEADER_BYTES, ITEM, KILL, OPEN, STOP
+from dynamo.core.wire.frames import END, ERROR, F_END, ITEM, ITEM_COST, KILL, OPEN, STOP
 from dynamo.core.wire.opening import Options
-from dynamo.core.wire.outbox import EAGER_PARTS
+from dynamo.core.wire.outbox import EAGER_PARTS, QUICK_BYTES
 from unit.wire.pair import Pair, read
 from unit.wire.vectors import frames_in
 
@@ -465,21 +465,43 @@ def test_output_is_announced_once_until_all_of_it_was_taken() -> None:
 def test_a_burst_is_offered_in_growing_portions_before_the_tick_ends() -> None:
     pair = Pair()
     _, worker = pair.call()
-    portions: list[int] = []
+    portions: list[int] = []  # items
 
     def take() -> None:
-        portions.append(sum(map(len, pair.listener.take_output(2**20))) // (HEADER_BYTES + 1))
+        portions.append(len(list(frames_in(b"".join(pair.listener.take_output(2**20))))))
 
-    def burst() -> list[int]:
+    def burst(item: bytes) -> list[int]:
         portions.clear()
-        for _ in range(100):
-            worker.send(b"\x01")
+        for _ in range(60):
+            worker.send(item)
         take()
         return list(portions)
 
     pair.listener.on_burst = take
-    assert burst() == [EAGER_PARTS // 2, EAGER_PARTS, 2 * EAGER_PARTS, 100 - 7 * EAGER_PARTS // 2]
-    assert burst()[0] == EAGER_PARTS // 2
+    large = bytes(QUICK_BYTES)
+    assert burst(large) == [EAGER_PARTS // 2, EAGER_PARTS, 2 * EAGER_PARTS, 60 - 7 * EAGER_PARTS // 2]
+    quick = QUICK_BYTES // (1 + ITEM_COST)  # go without a look at whether there are many
+    assert burst(b"\x01") == [1 + quick + 1, 60 - (1 + quick + 1)]
+
+
+def test_an_end_rides_on_the_last_item_and_on_nothing_else() -> None:
+    pair = Pair()
+
+    def queued() -> list[tuple[int, int]]:
+        return [(kind, flags) for kind, flags, *_ in frames_in(b"".join(pair.listener.take_output(2**20)))]
+
+    for before in ([b"\x01"], [b"\x01", b"\x02"], [b"\x01", bytes(QUICK_BYTES)]):
+        _, worker = pair.call()
+        for item in before:
+            worker.send(item)
+        worker.end()
+        assert queued() == [(ITEM, 0)] * (len(before) - 1) + [(ITEM, F_END)]
+    _, other = pair.call()
+    _, worker = pair.call()
+    worker.send(b"\x01")
+    other.send(b"\x01")
+    worker.end()
+    assert queued() == [(ITEM, 0), (ITEM, 0), (END, 0)]
 
 
 def test_the_driver_is_told_when_a_request_or_an_answer_is_complete() -> None:

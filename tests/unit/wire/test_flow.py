@@ -375,7 +375,7 @@ def test_what_nobody_writes_stays_bounded_and_holds_the_senders_up() -> None:
             else:
                 going.remove(call)
     waiting = sum(len(worker._pending) for _, worker in calls)
-    assert pair.listener._out.size <= outbox.CONGESTED_BYTES + 2000
+    assert pair.listener._out.size <= outbox.CONGESTED_BYTES + outbox.QUICK_BYTES + 2000
     assert waiting <= 64
     assert sent <= 400
     for caller, worker in calls:
@@ -430,7 +430,7 @@ def test_calls_whose_answers_nobody_reads_stay_bounded(answer: str) -> None:
     pair = Pair(listener=Options(max_streams=100), accept=accept)
     pair.settle()
     most = flooded(pair, b"".join(map(open_frame, range(1, 60_000))), 1)
-    assert most < outbox.CONGESTED_BYTES + 2 * outbox.MAX_CONTROL_BYTES
+    assert most < outbox.CONGESTED_BYTES + outbox.QUICK_BYTES + 2 * outbox.MAX_CONTROL_BYTES
     assert pair.listener.open_streams <= 100
     assert sum(not stream.over for stream in accepted) <= 100
     assert isinstance(pair.listener.error, WireError)

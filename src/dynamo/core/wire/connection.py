@@ -43,7 +43,7 @@ from dynamo.core.wire.frames import (
 )
 from dynamo.core.wire.handshake import Handshake
 from dynamo.core.wire.opening import Hello, Options
-from dynamo.core.wire.outbox import CONGESTED_BYTES, Buffer, Outbox
+from dynamo.core.wire.outbox import Buffer, Outbox
 from dynamo.core.wire.reader import Reader
 from dynamo.core.wire.sending import small_limit, too_large
 from dynamo.core.wire.silence import Act, Silence
@@ -191,7 +191,7 @@ class Connection:
     @property
     def waiting_bytes(self) -> int:
         """Of control frames and small items that ``take_output`` would give: tells whether more came."""
-        return self._out.size + self._out.control_size
+        return self._out.waiting_bytes
 
     @property
     def has_output(self) -> bool:
@@ -220,14 +220,8 @@ class Connection:
         stream._half = half = self._half
         stream._out_done = request.end
         out = self._out
-        if (
-            out.open
-            and out.size < CONGESTED_BYTES
-            and size + ITEM_COST <= half
-            and len(head) + size <= MAX_BODY - 4
-        ):
+        if out.open and out.has_room() and size + ITEM_COST <= half and len(head) + size <= MAX_BODY - 4:
             stream._open_at, stream._open_index = out.takes, len(out.frames)
-            out.tail = None
             out.size += stream._put_open(out.frames, head, payload, size)
             if not out.scheduled:
                 out.wake()
@@ -376,8 +370,7 @@ class Connection:
         ]
         # What a listener queued for streams that ended still goes out; calls that count as not sent must not.
         if self._dialer or not out.open:
-            out.control, out.frames = [], []
-            out.size = out.control_size = 0
+            out.forget()
         if tell and error is not None:
             notice = map_frame(ERROR, 0, encode_error(error))
             if out.open:

@@ -56,6 +56,7 @@ ON_CONNECTION = frozenset({HELLO, AUTH, PING, PONG, GOAWAY})
 HEADER = struct.Struct("<IBBHQ")  # length, type, flags, zero, stream
 pack_header = HEADER.pack
 unpack_header = HEADER.unpack_from
+pack_item = struct.Struct("<IIQ").pack  # length, ITEM, stream: no flags
 _WITH_U64 = struct.Struct("<IBBHQQ")
 pack_u32 = struct.Struct("<I").pack
 unpack_u32 = struct.Struct("<I").unpack_from

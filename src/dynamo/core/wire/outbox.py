@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from dynamo.core.wire.frames import F_END, ITEM, header, unpack_header
+
 if TYPE_CHECKING:
     from dynamo.core.wire.sending import Sending
 
@@ -13,6 +15,7 @@ Buffer: TypeAlias = bytes | memoryview
 
 CONGESTED_BYTES = 256 * 1024  # from here on items wait in their streams, whose senders are held up
 EAGER_PARTS = 16  # headers and payloads; so many are not left to the end of the driver's tick
+QUICK_BYTES = 2 * 1024  # appended between two looks at whether there is too much, or enough to take
 JOIN_BYTES = 64 * 1024  # in all: cheaper copied together than written one by one
 MAX_CONTROL_BYTES = 1024 * 1024  # more answers than this wait unread: the peer only makes us work
 
@@ -22,7 +25,8 @@ def _nobody() -> None:
 
 
 class Outbox:
-    """Streams append to ``frames`` directly while ``size`` is below CONGESTED_BYTES, else join ``busy``.
+    """Streams put small items into ``frames`` while it ``has_room``, else join ``busy``. After one was put,
+    items of ``room`` bytes are simply appended, a header and a payload each: most items go that way.
 
     Until ``open`` is set only ``opening`` is given out.
 
@@ -32,6 +36,7 @@ class Outbox:
     """
 
     __slots__ = (
+        "_granted",
         "busy",
         "control",
         "control_size",
@@ -43,9 +48,9 @@ class Outbox:
         "on_output",
         "open",
         "opening",
+        "room",
         "scheduled",
         "size",
-        "tail",
         "takes",
     )
 
@@ -56,7 +61,8 @@ class Outbox:
         self.frames: list[Buffer] = []
         self.size = 0  # bytes in frames
         self.busy: deque[Sending] = deque()  # each with something that may be sent
-        self.tail: Sending | None = None  # whose ITEM is the last in frames, so that END can still ride on it
+        self.room = 0  # bytes of items that may be appended to frames with no more ado
+        self._granted = 0  # what ``room`` was
         self.takes = 0  # counts take(): tells what was handed out from what was not
         self.open = False
         self.scheduled = False  # on_output was called and not all was taken
@@ -86,13 +92,46 @@ class Outbox:
         if not self.scheduled:
             self.wake()
 
+    def has_room(self) -> bool:
+        """Small items may be put; else they wait in their streams."""
+        self._settle()
+        return self.size < CONGESTED_BYTES
+
+    def put(self, head: bytes, payload: Buffer, size: int) -> None:
+        """Append a frame in two parts, behind the others; the driver hears of the first, and of a burst."""
+        frames = self.frames
+        frames.append(head)
+        frames.append(payload)
+        self.size += size
+        if not self.scheduled:
+            self.wake()
+        elif len(frames) >= self.eager:
+            self.hurry()
+        if self.scheduled:  # and not taken meanwhile
+            self._granted = self.room = QUICK_BYTES
+
+    def end_last(self, stream: int) -> bool:
+        """Make the last frame the end of ``stream``, if it is an item of it that was not taken yet."""
+        if not self._granted:  # nothing was put, or something else came after it
+            return False
+        size, kind, flags, _, number = unpack_header(self.frames[-2])
+        if (kind, number) != (ITEM, stream):
+            return False
+        self.frames[-2] = header(ITEM, flags | F_END, stream, size)
+        return True
+
     def queue(self, frame: bytes) -> None:
         """Queue a frame behind the items."""
-        self.tail = None
+        self._settle()
         self.frames.append(frame)
         self.size += len(frame)
         if not self.scheduled:
             self.wake()
+
+    def _settle(self) -> None:
+        """Count what went by ``room``, which is over."""
+        self.size += self._granted - self.room
+        self._granted = self.room = 0
 
     def join(self, stream: Sending) -> None:
         """``stream`` has something that may be sent: it takes turns from now on."""
@@ -105,7 +144,6 @@ class Outbox:
         """What to write now: all but fragments, then fragments up to ``max_bytes``, at least one."""
         self.takes += 1
         self.eager = EAGER_PARTS
-        self.tail = None
         if not self.open:
             opening, self.opening = self.opening, []
             self.scheduled = False
@@ -117,6 +155,7 @@ class Outbox:
             self.control_size = 0
         else:
             taken = self.frames
+        self._settle()
         if self.size <= JOIN_BYTES and len(taken) > 1:
             taken = [b"".join(taken)]
         self.frames = []
@@ -138,10 +177,20 @@ class Outbox:
         self.scheduled = bool(busy)
         return taken
 
-    def clear(self) -> None:
-        """The connection is gone: nothing of this will be sent."""
-        self.opening, self.control, self.frames = [], [], []
+    def forget(self) -> None:
+        """Nothing of what streams and answers queued will be sent."""
+        self._settle()
+        self.control, self.frames = [], []
         self.control_size = self.size = 0
+
+    def clear(self) -> None:
+        """The connection is gone: nothing will be sent."""
+        self.opening = []
+        self.forget()
         self.busy.clear()
-        self.tail = None
         self.scheduled = False
+
+    @property
+    def waiting_bytes(self) -> int:
+        """About what control frames and small items take that ``take`` would give."""
+        return self.size + self._granted - self.room + self.control_size

@@ -16,6 +16,7 @@ from dynamo.core.wire.frames import (
     F_ITEM,
     F_MORE,
     F_RAW,
+    HEADER_BYTES,
     ITEM,
     ITEM_COST,
     MAX_BODY,
@@ -23,10 +24,11 @@ from dynamo.core.wire.frames import (
     STOP,
     header,
     pack_header,
+    pack_item,
     pack_u32,
     pack_u64,
 )
-from dynamo.core.wire.outbox import CONGESTED_BYTES, Buffer, Outbox
+from dynamo.core.wire.outbox import Buffer, Outbox
 
 if TYPE_CHECKING:
     from dynamo.core.wire.connection import Connection
@@ -102,54 +104,57 @@ class Sending:
 
         Never waits, and never drops an item while the call lives; afterwards it does. Raises TooLargeError.
         """
+        if type(payload) is bytes and not end:
+            cost = len(payload) + ITEM_COST
+            out = self._out
+            if (
+                cost <= self._small
+                and (credit := self._credit - cost) >= 0
+                and (room := out.room - cost) >= 0
+            ):
+                self._credit = credit
+                out.room = room
+                frames = out.frames
+                frames.append(pack_item(cost - ITEM_COST, ITEM, self.id))
+                frames.append(payload)
+                return credit > 0
+        return self._send(payload, end)
+
+    def _send(self, payload: Payload, end: bool) -> bool:
+        """What ``send`` says, for any item and whatever waits."""
         if type(payload) is bytes:
-            size = len(payload)
-            flags = 0
+            size, flags = len(payload), 0
         else:
-            size = payload.nbytes if type(payload) is memoryview else len(payload)
-            flags = F_RAW
-        cost = size + ITEM_COST
-        if (
-            cost <= self._small
-            and (credit := self._credit - cost) >= 0
-            and (out := self._out).size < CONGESTED_BYTES
-        ):
-            self._credit = credit
-            if end:
-                flags |= F_END
-            frames = out.frames
-            frames.append(pack_header(size, ITEM, flags, 0, self.id))
-            frames.append(payload)
-            out.size += size + 16
-            out.tail = self
-            if not out.scheduled:
-                out.wake()
-            elif len(frames) >= out.eager:
-                out.hurry()
+            size, flags = payload.nbytes if type(payload) is memoryview else len(payload), F_RAW
+        if end:
+            flags |= F_END
+        cost, out = size + ITEM_COST, self._out
+        if cost <= self._small and cost <= self._credit and out.has_room():
+            self._credit -= cost
+            out.put(pack_header(size, ITEM, flags, 0, self.id), payload, size + HEADER_BYTES)
             if end:
                 self._end_sent()
                 out.on_end()
                 return True
-            return credit > 0
-        return self._send_later(payload, size, flags | F_END if end else flags)
+            return self._credit > 0
+        return self._send_later(payload, size, flags)
 
     def end(self) -> None:
         """Nothing more is sent from here; doing it twice is fine."""
         if self._out_done:
             return
         out = self._out
-        if self._pending or self._head is not None or out.size >= CONGESTED_BYTES:
-            self._out_done = True
-            self._queue((None, 0, F_END))
-            return
-        if out.tail is self:  # ride on the last item, which was not taken yet
-            frames = out.frames
-            last = frames[-2]
-            frames[-2] = pack_header(len(frames[-1]), ITEM, last[5] | F_END, 0, self.id)
-        else:
+        if self._pending or self._head is not None:
+            self._end_later()
+        elif out.end_last(self.id):
+            self._end_sent()
+            out.on_end()
+        elif out.has_room():
             out.queue(header(END, 0, self.id, 0))
-        self._end_sent()
-        out.on_end()
+            self._end_sent()
+            out.on_end()
+        else:
+            self._end_later()
 
     @property
     def can_send(self) -> bool:
@@ -167,6 +172,10 @@ class Sending:
             self._out_done = True
         self._queue((payload, size, flags))
         return self._out_done
+
+    def _end_later(self) -> None:
+        self._out_done = True
+        self._queue((None, 0, F_END))
 
     def _queue(self, entry: tuple[Payload | None, int, int]) -> None:
         if self._pending is NONE_PENDING:

@@ -15,7 +15,6 @@ from dynamo.core.errors import CallCancelledError, DynamoError, Retry, StreamBro
 from dynamo.core.ports.request_plane import Request
 from dynamo.core.wire.faults import encode_error
 from dynamo.core.wire.frames import ERROR, F_ITEM, KILL, STOP, header, map_frame
-from dynamo.core.wire.outbox import CONGESTED_BYTES
 from dynamo.core.wire.receiving import NEVER, Receiving
 from dynamo.core.wire.sending import ERROR_ENTRY, NONE_PENDING
 
@@ -112,7 +111,7 @@ class Stream(Receiving):
     def _fail(self, body: bytes) -> None:
         if self._out_done:
             return
-        if self._pending or self._out.size >= CONGESTED_BYTES:
+        if self._pending or not self._out.has_room():
             self._out_done = True
             self._queue((body, 0, ERROR_ENTRY))
         else:

@@ -203,7 +203,13 @@ class End(Channel):
 
     def _post(self, message: Message) -> None:
         self._outbox.append(message)
+        self.plane.urgent = True
         self._schedule()
+
+    @property
+    def waiting(self) -> int:
+        """What was posted and not handed over yet."""
+        return len(self._outbox)
 
     def _schedule(self) -> None:
         if not self._scheduled:

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from time import perf_counter
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
@@ -33,6 +34,8 @@ from dynamo.core.ports.request_plane import (
     Server,
 )
 from dynamo.core.registry import url_options
+
+HOLD_S = 1e-3  # an item of a stream waits at most so long, and a tick, for those that come after it
 
 _servers: WeakValueDictionary[str, MemServer] = WeakValueDictionary()
 _counter = itertools.count(1)
@@ -104,6 +107,9 @@ class MemRequestPlane(RequestPlane):
         self._name, self._closed = name, False
         self._servers: set[MemServer] = set()
         self._posting: list[End] = []
+        self._posting_since = 0.0
+        self._held = 0  # items that were not handed over at the end of the last tick
+        self.urgent = False  # more than items is to be handed over
         self.window_bytes, self.max_message_bytes = settings.window_bytes, settings.max_message_bytes
         self._capability = Capability(
             schemes=("mem",),
@@ -174,13 +180,24 @@ class MemRequestPlane(RequestPlane):
         return Health(status=Status.DOWN, detail=f"nobody serves {address} in this process")
 
     def flush_soon(self, end: End) -> None:
-        """Once in this tick, for all ends that have something to hand over."""
+        """For all ends that have something to hand over: at the end of the tick, or of one of the next."""
         if not self._posting:
+            self._posting_since = perf_counter()
             self.loop.call_soon(self._flush)
         self._posting.append(end)
 
     def _flush(self) -> None:
+        """Items wait for those of the next tick, while each brings more, so that their readers wake less
+        often; whatever else there is waits for nothing.
+        """
+        if not self.urgent:
+            waiting = sum([end.waiting for end in self._posting])
+            if waiting > self._held and perf_counter() - self._posting_since < HOLD_S:
+                self._held = waiting
+                self.loop.call_soon(self._flush)
+                return
         posting, self._posting = self._posting, []
+        self._held, self.urgent = 0, False
         for end in posting:
             end.flush()
 

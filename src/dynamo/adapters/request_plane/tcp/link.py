@@ -90,6 +90,7 @@ class Link(asyncio.BufferedProtocol):
         self._flush_scheduled = False
         self._waiting_since = 0.0  # the first of what is to be written
         self._written_at = 0.0
+        self._prompted = False  # something arrived since the last tick that wrote
         self._held = 0  # bytes that were held at the end of the last tick
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf  # when the timer was to fire
@@ -116,6 +117,7 @@ class Link(asyncio.BufferedProtocol):
         return self._buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._prompted = True
         self.connection.buffer_updated(nbytes)
         if self.connection.closed:
             self._flush()
@@ -176,7 +178,7 @@ class Link(asyncio.BufferedProtocol):
             self._loop.call_soon(self._end_tick)
             return
         self._held = 0
-        self._flush_scheduled = False
+        self._flush_scheduled = self._prompted = False
         self._flush()
 
     def _flush(self) -> None:
@@ -220,7 +222,7 @@ class Link(asyncio.BufferedProtocol):
             self._write()
 
     def _write_early(self) -> None:
-        if perf_counter() - self._waiting_since > EARLY_S:
+        if self._prompted and perf_counter() - self._waiting_since > EARLY_S:
             self._write()
 
     def _linger(self, transport: asyncio.Transport) -> None:
