@@ -13,6 +13,8 @@ from typing import Any
 from attrs import Factory, frozen
 
 from dynamo.core.canary import Activity, Canary
+from dynamo.core.codec import encode
+from dynamo.core.describing import describe
 from dynamo.core.errors import (
     ClosedError,
     ConfigError,
@@ -239,6 +241,10 @@ class Hosting:
         served = self.served.get(call.request.endpoint)
         if served is not None:
             served.accept(call)
+            return
+        if not call.request.endpoint:
+            handlers = {path: served.handler for path, served in self.served.items()}
+            call.send(encode(describe(handlers)), end=True)
             return
         known = ", ".join(self.served) or "nothing"
         call.refuse(UnknownEndpointError(f"{call.request.endpoint!r} is not served here; served: {known}"))

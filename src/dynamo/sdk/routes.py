@@ -9,11 +9,10 @@ from attrs import frozen
 
 from dynamo.core.codec import _plain
 from dynamo.core.context import Context
+from dynamo.core.describing import schemas
 from dynamo.core.errors import ConfigError, EncodeError
 from dynamo.sdk.signature import Parameter
 from dynamo.sdk.spec import ServiceMethod, ServiceSpec
-
-_REFERENCE = "#/components/schemas/{name}"
 
 
 @frozen(kw_only=True)
@@ -81,27 +80,13 @@ def _route(spec: ServiceSpec, method: ServiceMethod, instance: Any, namespace: s
 
 def route_schemas(routes: Iterable[Route]) -> RouteSchemas:
     """The schemas of what each route takes and gives."""
-    import msgspec
-
     routes = list(routes)
-    own: dict[str, Any] = {}
-
-    def of_pydantic(model: Any) -> dict[str, Any]:
-        if (describe := getattr(model, "model_json_schema", None)) is None:
-            return {}
-        schema: dict[str, Any] = describe(ref_template=_REFERENCE.replace("name", "model"))
-        own.update(schema.pop("$defs", {}))
-        return schema
-
-    types = [kind for route in routes for kind in (route.request_type, route.item_type)]
-    schemas, components = msgspec.json.schema_components(
-        types, schema_hook=of_pydantic, ref_template=_REFERENCE
-    )
+    found, components = schemas(kind for route in routes for kind in (route.request_type, route.item_type))
     paths = [route.path for route in routes]
     return RouteSchemas(
-        requests=dict(zip(paths, schemas[::2], strict=True)),
-        items=dict(zip(paths, schemas[1::2], strict=True)),
-        components={**components, **own},
+        requests=dict(zip(paths, found[::2], strict=True)),
+        items=dict(zip(paths, found[1::2], strict=True)),
+        components=components,
     )
 
 

@@ -70,6 +70,7 @@ class ServiceMethod:
             return method(**arguments)
 
         handle.__qualname__ = self.where
+        handle.__annotations__ = {"request": self.signature.request_type, "return": self.item_type}
         return handle
 
 

@@ -64,7 +64,7 @@ class Request:
     caller: it lets a stalled link give up early.
     """
 
-    endpoint: str  # ns.component.endpoint
+    endpoint: str  # ns.component.endpoint; empty: what is served there?
     request_id: str
     payload: Payload | None = None
     end: bool = True
