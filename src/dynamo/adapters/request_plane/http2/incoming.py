@@ -90,8 +90,13 @@ class Incoming:
             return DrainingError("this worker is draining and takes no new calls")
         if not native:
             kind, method = fields.get("content-type", "").partition(";")[0].strip(), fields[":method"]
-            if method != "POST":
-                return MethodError(f"{method} {fields.get(':path', ''):.80}: expected POST")
+            path = fields.get(":path", "")
+            if path == "/" and method != "GET":
+                return MethodError(f"{method} /: expected GET, which lists what is served here", "GET")
+            if path != "/" and method != "POST":
+                return MethodError(f"{method} {path:.80}: expected POST", "POST")
+            if path == "/":
+                return None
             if kind.lower() != JSON:
                 return UnsupportedMediaError(f"content-type {kind!r:.80}: expected {JSON}")
         if "dynamo-instance" not in fields:

@@ -33,6 +33,7 @@ class JsonCall(Http2Call):
     ) -> None:
         super().__init__(connection, request, window)
         self._events = EVENTS in fields.get("accept", "")
+        self._asks_what_is_served = fields.get(":method") == "GET"
         self._limit = connection.options.max_message_bytes
         length = fields.get("content-length", "")
         self._expected = int(length) if length.isdecimal() and len(length) < 20 else None
@@ -78,12 +79,14 @@ class JsonCall(Http2Call):
 
     def take_first(self) -> Payload | None:
         """The body is here. Raises BadPayloadError."""
+        self.request.end = True
+        if self._asks_what_is_served:
+            return None
         try:
             packed: Any = msgpack.packb(json.loads(self._body, parse_constant=_no_constant))
         except (ValueError, OverflowError, RecursionError) as error:
             raise BadPayloadError(f"the body is not JSON that can be passed on: {error}") from error
         self._body.clear()
-        self.request.end = True
         return bytes(packed)
 
     def _fail(self, error: DynamoError, retry: Retry | None) -> None:
@@ -102,6 +105,8 @@ class JsonCall(Http2Call):
     def head(self, encoder: FieldEncoder) -> bytes:
         if self._head is not None:
             return encoder.encode_once(self._head)
+        if self._asks_what_is_served:
+            return encoder.encode_once([(":status", "200"), ("content-type", JSON)])
         return encoder.encode(self.connection.event_head if self._events else self.connection.line_head)
 
 

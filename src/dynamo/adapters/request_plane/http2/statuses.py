@@ -7,9 +7,11 @@ from dynamo.core.errors import BadPayloadError, DynamoError, RemoteError
 
 
 class MethodError(BadPayloadError):
-    """Nothing here is asked for by that method."""
+    """That is not asked for by this method, but by ``allow``."""
 
-    allow = "POST"
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class UnsupportedMediaError(BadPayloadError):

@@ -1,0 +1,85 @@
+"""``GET /`` of a worker that serves over HTTP/2 tells what is served there, and other methods what is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from dynamo.runtime import DistributedRuntime, endpoint, service
+from dynamo.sdk import serve_services
+
+pytestmark = pytest.mark.anyio
+
+
+@service(namespace="demo")
+class Greeter:
+    @endpoint()
+    async def greet(self, name: str, times: int = 1) -> AsyncIterator[str]:
+        for _ in range(times):
+            yield f"hello {name}"
+
+
+@asynccontextmanager
+async def worker() -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a runtime that serves Greeter."""
+    runtime = DistributedRuntime(
+        discovery="mem", request_plane="http2", tcp_host="127.0.0.1", drain_grace_s=0
+    )
+    async with runtime, serve_services(runtime, Greeter):
+        calling = await runtime.endpoint("demo.Greeter.greet").client()
+        await calling.wait_for_instances()
+        (instance,) = calling.instances()
+        async with httpx.AsyncClient(
+            base_url=instance.addresses[0], http1=False, http2=True, trust_env=False
+        ) as client:
+            yield client
+
+
+async def test_what_is_served_is_listed_with_its_schemas() -> None:
+    async with worker() as client:
+        answer = await client.get("/")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    told = answer.json()
+    greet = told["endpoints"]["demo.Greeter.greet"]
+    assert greet["item"] == {"type": "string"}
+    request = told["components"]["schemas"][greet["request"]["$ref"].rpartition("/")[2]]
+    assert request["properties"]["times"] == {"type": "integer", "default": 1}
+    assert request["required"] == ["name"]
+
+
+@pytest.mark.parametrize(
+    "method, path, allow", [("GET", "/demo/Greeter/greet", "POST"), ("PUT", "/", "GET"), ("POST", "/", "GET")]
+)
+async def test_another_method_is_told_which_is_allowed(method: str, path: str, allow: str) -> None:
+    async with worker() as client:
+        answer = await client.request(method, path, json={"name": "you"})
+        assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+        assert answer.headers["content-type"] == "application/problem+json"
+        problem = answer.json()
+        assert problem["status"] == 405
+        assert path in problem["detail"]
+
+
+async def test_a_body_of_another_type_is_told_which_is_read() -> None:
+    async with worker() as client:
+        text = {"content-type": "text/plain"}
+        answer = await client.post("/demo/Greeter/greet", content="name=you", headers=text)
+        assert answer.status_code == answer.json()["status"] == 415
+        assert "application/json" in answer.json()["detail"]
+
+
+async def test_an_unknown_endpoint_is_told_what_there_is() -> None:
+    async with worker() as client:
+        answer = await client.post("/demo/Greeter/nothing", json={})
+        assert answer.status_code == 404
+        assert "demo.Greeter.greet" in answer.json()["detail"]
+
+
+async def test_items_are_lines() -> None:
+    async with worker() as client:
+        answer = await client.post("/demo/Greeter/greet", json={"name": "you", "times": 2})
+        assert answer.text == '"hello you"\n"hello you"\n'
