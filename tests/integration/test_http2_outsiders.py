@@ -1,27 +1,14 @@
-"""Programs that know nothing of this library call a worker over HTTP/2."""
+"""curl, which knows nothing of this library, calls a worker over HTTP/2."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-import msgpack
 import pytest
 
-from dynamo.adapters.request_plane.http2 import open_http2
-from dynamo.core.config import Settings
-from dynamo.core.errors import (
-    DeadlineError,
-    DrainingError,
-    DynamoError,
-    OverloadedError,
-    RemoteError,
-    UnknownEndpointError,
-)
-from dynamo.core.ports.request_plane import IncomingCall
+from integration.http2_worker import BOUND_S, ERRORS, PATH, greetings, working
 
 pytestmark = [
     pytest.mark.anyio,
@@ -29,91 +16,116 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed"),
 ]
 
-ERRORS: dict[str, tuple[DynamoError, int]] = {
-    "unknown": (UnknownEndpointError("nobody serves it"), 404),
-    "overloaded": (OverloadedError("full"), 429),
-    "draining": (DrainingError("leaving"), 503),
-    "late": (DeadlineError("over"), 504),
-    "broken": (RemoteError("no 'x'", type_name="KeyError"), 500),
-}
 
-
-def answer(call: IncomingCall) -> None:
-    """Three greetings, then what the name asks for."""
-    request = msgpack.unpackb(bytes(call.request.payload or b"\xc0"))
-    name = request.get("name")
-    if name in ERRORS:
-        call.fail(ERRORS[name][0])
-        return
-    for number in range(3):
-        call.send(msgpack.packb({"text": f"hello {name}", "number": number}))
-    if name == "half":
-        call.fail(RemoteError("gave up", type_name="ValueError"))
-    call.end()
-
-
-@asynccontextmanager
-async def worker(**settings: object) -> AsyncIterator[str]:
-    async with open_http2("http2://", Settings(tcp_host="127.0.0.1", **settings)) as plane:  # type: ignore[arg-type]
-        async with plane.serve(answer, instance_id=1, incarnation=1) as server:
-            yield server.addresses[0]
+async def start(url: str, *options: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *("curl", "-s", "--max-time", f"{BOUND_S:g}", "--http2-prior-knowledge", *options, url),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
 
 
 async def curl(
-    address: str, body: str, *options: str, path: str = "/demo/HelloService/greet"
-) -> tuple[int, str]:
-    """Status and body."""
-    process = await asyncio.create_subprocess_exec(
-        *("curl", "-s", "--max-time", "10", "--http2-prior-knowledge", "-w", "\n%{http_code}"),
-        *("-H", "content-type: application/json", "-d", body, *options, address + path),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    output, _ = await process.communicate()
-    text, _, status = output.decode().rpartition("\n")
-    return int(status), text
+    address: str,
+    body: str | None,
+    *options: str,
+    path: str = PATH,
+    content_type: str = "application/json",
+) -> tuple[int, dict[str, str], str]:
+    """Status, header fields with those of the trailers, and body."""
+    if body is not None:
+        options = (*options, "-H", f"content-type: {content_type}", "-d", body)
+    process = await start(address + path, "-D", "/dev/stderr", *options)
+    output, heads = await process.communicate()
+    assert process.returncode == 0
+    version_and_status, *lines = heads.decode().replace("\r", "").splitlines()
+    fields = dict(line.split(": ", 1) for line in lines if line)
+    return int(version_and_status.removeprefix("HTTP/2").strip()), fields, output.decode()
 
 
 async def test_curl_sends_json_and_reads_lines() -> None:
-    async with worker() as address:
-        status, text = await curl(address, '{"name": "you"}')
-        assert status == 200
-        assert [json.loads(line) for line in text.splitlines()] == [
-            {"text": "hello you", "number": number} for number in range(3)
-        ]
+    async with working() as worker:
+        status, fields, text = await curl(worker.address, '{"name": "you"}')
+        assert (status, fields["content-type"]) == (200, "application/x-ndjson")
+        assert [json.loads(line) for line in text.splitlines()] == greetings("you")
+        assert fields["dynamo-end"] == "ok"
+
+
+async def test_lines_come_as_they_are_made() -> None:
+    async with working() as worker:
+        options = ("-N", "-H", "content-type: application/json", "-d", '{"name": "waits"}')
+        process = await start(worker.address + PATH, *options)
+        assert process.stdout is not None
+        assert json.loads(await process.stdout.readline()) == greetings("waits")[0]
+        worker.go_on.set()
+        rest, _ = await process.communicate()
+        assert [json.loads(line) for line in rest.splitlines()] == greetings("waits")[1:]
 
 
 async def test_curl_reads_server_sent_events() -> None:
-    async with worker() as address:
-        status, text = await curl(address, '{"name": "you"}', "-H", "accept: text/event-stream")
-        assert status == 200
-        assert text.count("data: {") == 3
-        assert text.startswith('data: {"text":"hello you","number":0}\n\n')
+    async with working() as worker:
+        options = ("-H", "accept: text/event-stream")
+        status, fields, text = await curl(worker.address, '{"name": "you"}', *options)
+        assert (status, fields["content-type"]) == (200, "text/event-stream")
+        assert [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n")[:3]] == greetings(
+            "you"
+        )
 
 
 @pytest.mark.parametrize("name", ERRORS)
 async def test_an_error_before_the_first_item_has_a_status_and_a_body(name: str) -> None:
     error, expected = ERRORS[name]
-    async with worker() as address:
-        status, text = await curl(address, json.dumps({"name": name}))
+    async with working() as worker:
+        status, fields, text = await curl(worker.address, json.dumps({"name": name}))
         problem = json.loads(text)
         assert status == problem["status"] == expected
+        assert fields["content-type"] == "application/problem+json"
         assert problem["title"] == type(error).__name__
         assert problem["detail"] == error.message
+        assert fields.get("retry-after") == ("1" if status in (429, 503) else None)
 
 
 async def test_an_error_after_items_is_the_last_line() -> None:
-    async with worker() as address:
-        status, text = await curl(address, '{"name": "half"}')
+    async with working() as worker:
+        status, fields, text = await curl(worker.address, '{"name": "half"}')
         *items, last = [json.loads(line) for line in text.splitlines()]
-        assert (status, len(items)) == (200, 3)
+        assert (status, items) == (200, greetings("half"))
         assert last["error"]["type_name"] == "ValueError"
+        assert fields["dynamo-end"] == "RemoteError"
 
 
-async def test_what_is_no_json_or_too_large_or_without_the_token_is_told() -> None:
-    async with worker(max_message_bytes=1024) as address:
-        assert (await curl(address, "{nonsense"))[0] == 400
-        assert (await curl(address, json.dumps({"name": "x" * 2000})))[0] == 413
-        assert (await curl(address, "", "-H", "content-type: text/plain"))[0] == 415
-    async with worker(auth_token="secret") as address:
-        assert (await curl(address, "{}"))[0] == 401
-        assert (await curl(address, "{}", "-H", "authorization: Bearer secret"))[0] == 200
+async def test_what_is_no_such_request_is_told() -> None:
+    async with working(max_message_bytes=1024) as worker:
+        for body, options, kind, expected, words in [
+            ("{nonsense", (), "application/json", 400, "not JSON"),
+            ("", (), "application/json", 400, "not JSON"),
+            ("{}", ("-H", "dynamo-timeout: soon"), "application/json", 400, "dynamo-timeout"),
+            (json.dumps({"name": "x" * 2000}), (), "application/json", 413, "1024"),
+            ("a=1", (), "text/plain", 415, "text/plain"),
+            ("{}", ("-X", "PUT"), "application/json", 405, "PUT"),
+            ("{}", ("-H", "dynamo-instance: 2"), "application/json", 503, "another instance"),
+        ]:
+            status, fields, text = await curl(worker.address, body, *options, content_type=kind)
+            assert (status, words in json.loads(text)["detail"]) == (expected, True), text
+            assert fields["content-type"] == "application/problem+json"
+            assert fields.get("allow") == ("POST" if status == 405 else None)
+        status, fields, _ = await curl(worker.address, None)  # GET
+        assert (status, fields["allow"]) == (405, "POST")
+
+
+async def test_who_has_no_token_is_told() -> None:
+    async with working(auth_token="secret") as worker:
+        status, fields, text = await curl(worker.address, "{}")
+        assert (status, fields["www-authenticate"]) == (401, "Bearer")
+        assert "secret" not in text
+        assert (await curl(worker.address, "{}", "-H", "authorization: Bearer secret"))[0] == 200
+
+
+async def test_a_large_body_passes_through_the_window_of_its_stream() -> None:
+    name = "x" * 2_000_000
+    async with working() as worker:
+        options = ("-H", "content-type: application/json", "--data-binary", "@-")
+        process = await start(worker.address + PATH, *options)
+        output, _ = await process.communicate(json.dumps({"name": name}).encode())
+        assert [json.loads(line) for line in output.splitlines()] == greetings(name)
