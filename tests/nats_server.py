@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import signal
@@ -10,11 +11,12 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 PROGRAM = os.environ.get("DYNAMO_TEST_NATS") or str(Path(sys.executable).parent / "nats-server")
 START_S = 20.0
@@ -27,10 +29,8 @@ class NatsServer:
 
     def __init__(self, *options: str, host: str = "127.0.0.1") -> None:
         self._options, self.host = options, host
-        self._held = socket.socket()
-        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._held.bind((host, 0))
-        self.port: int = self._held.getsockname()[1]
+        self._held = [_held(host), _held(host)]
+        self.port, self.monitor_port = (held.getsockname()[1] for held in self._held)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -42,7 +42,8 @@ class NatsServer:
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-ISc", START, shutil.which(PROGRAM) or PROGRAM),
-                *("--addr", self.host, "--port", str(self.port), *self._options),
+                *("--addr", self.host, "--port", str(self.port), "--http_port", str(self.monitor_port)),
+                *self._options,
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -66,13 +67,16 @@ class NatsServer:
     def cluster(cls, count: int) -> Iterator[list[Self]]:
         """So many servers that know each other."""
         with ExitStack() as stack:
-            routes = [stack.enter_context(socket.socket()) for _ in range(count)]
-            for held in routes:
-                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                held.bind(("127.0.0.1", 0))
+            routes = [stack.enter_context(_held("127.0.0.1")) for _ in range(count)]
             urls = [f"nats://127.0.0.1:{held.getsockname()[1]}" for held in routes]
-            options = ("--cluster_name", "test", "--routes", ",".join(urls), "--http_port", "-1")
+            options = ("--cluster_name", "test", "--routes", ",".join(urls))
             yield [stack.enter_context(cls(*options, "--cluster", url)) for url in urls]
+
+    def shows(self, page: str) -> dict[str, Any]:
+        """What its monitoring says, such as ``connz`` or ``subsz?subs=1``."""
+        with urllib.request.urlopen(f"http://{self.host}:{self.monitor_port}/{page}", timeout=5) as answer:
+            found: dict[str, Any] = json.load(answer)
+        return found
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -87,13 +91,22 @@ class NatsServer:
 
     def close(self) -> None:
         self.kill()
-        self._held.close()
+        for held in self._held:
+            held.close()
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _held(host: str) -> socket.socket:
+    """A port that the kernel gives to nobody else, and that whoever names it can still listen on."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind((host, 0))
+    return held
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -16,8 +17,9 @@ from dynamo.adapters.request_plane.nats.carrier import CLOSE_S, Carrier, Receive
 from dynamo.core.config import Settings
 from dynamo.core.errors import AuthError, DynamoError, UnavailableError
 
-FIRST_WAIT_S: Final = 0.05  # between attempts to connect, doubled each time
-LONGEST_WAIT_S: Final = 1.0
+FIRST_WAIT_S: Final = 0.05  # at most between attempts to connect, doubled each time
+LONGEST_WAIT_S: Final = 0.5
+DOUBT: Final = 0.1  # of the keep-alive: a server that takes longer to answer a ping is sent no calls
 
 
 @define(eq=False)
@@ -41,6 +43,7 @@ class Broker:
         self._subscriptions: list[Subscription] = []
         self._carrier: Carrier | None = None
         self._task: asyncio.Task[None] | None = None
+        self._sure = asyncio.Event()  # the server answered lately
         self.on_up: Callable[[], None] | None = None
         self.problem: DynamoError | None = None  # why it is down
 
@@ -54,8 +57,8 @@ class Broker:
 
     @property
     def writable(self) -> bool:
-        """It is up, and takes more."""
-        return self._carrier is not None and self._carrier.writable
+        """It is up, takes more, and is not known to be slow to answer: what it got may be lost with it."""
+        return self._carrier is not None and self._sure.is_set() and self._carrier.writable
 
     @property
     def max_payload(self) -> int:
@@ -131,6 +134,8 @@ class Broker:
     async def drained(self) -> None:
         """Wait until there may be room again; at once while NATS is away."""
         if self._carrier is not None:
+            await self._sure.wait()
+        if self._carrier is not None:
             await self._carrier.drained()
 
     async def _connect_in_time(self, *, no_echo: bool = False) -> Carrier:
@@ -159,7 +164,7 @@ class Broker:
                         f"{access.hidden(server)}: {str(error) or type(error).__name__}"
                     )
                 self._servers.append(self._servers.pop(0))
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(random.uniform(wait_s / 2, wait_s))
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     async def _connect(self, server: str, no_echo: bool) -> Carrier:
@@ -184,12 +189,15 @@ class Broker:
         """Announce each connection, watch it, and replace it when it is lost."""
         while True:
             self._carrier, self.problem = carrier, None
+            self._sure.set()
             try:
                 if self.on_up is not None:
                     self.on_up()
                 await self._watch(carrier)
             finally:
                 self._carrier = None
+                self._sure.set()  # who waits for it is to look again
+                carrier.abort()  # else its closing waits for what nobody reads
                 await carrier.leave()
             self.problem = UnavailableError(f"the connection to NATS at {self.shown} was lost")
             carrier = await self._connect_patiently()
@@ -203,7 +211,11 @@ class Broker:
                     await carrier.lost.wait()
             if carrier.lost.is_set() or not carrier.is_connected:
                 return
+            late = asyncio.get_running_loop().call_later(DOUBT * self._settings.keepalive_s, self._sure.clear)
             try:
                 await carrier.rtt(self._settings.keepalive_s)  # type: ignore[arg-type]
             except (nats.errors.Error, OSError, TimeoutError):
                 return
+            finally:
+                late.cancel()
+            self._sure.set()

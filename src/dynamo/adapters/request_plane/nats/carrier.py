@@ -114,6 +114,10 @@ class Carrier(Client):
             with contextlib.suppress(TimeoutError, nats.errors.Error, OSError):
                 async with asyncio.timeout(CLOSE_S):
                     await self.close()
+        self.abort()
+
+    def abort(self) -> None:
+        """Close its socket now."""
         if (writer := getattr(self._transport, "_io_writer", None)) is not None:
             writer.transport.abort()
 
