@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import attrs
 import pytest
 
 from dynamo.adapters.discovery.mem import open_mem
@@ -43,6 +45,7 @@ class Backend(Discovery):
         self.open_error: Exception | None = None
         self.identities: list[Identity | Exception] = []
         self.leases = 0
+        self.leases_expire = True
         self._mem: Any = None
 
     @asynccontextmanager
@@ -55,7 +58,7 @@ class Backend(Discovery):
     @property
     def capability(self) -> Capability:
         capability: Capability = self._mem.capability
-        return capability
+        return capability if self.leases_expire else attrs.evolve(capability, ttl_s=math.inf)
 
     async def identity(self, endpoint_id: EndpointId) -> Identity | None:
         if not self.identities:
@@ -189,17 +192,23 @@ async def test_a_name_that_is_taken_when_the_runtime_starts_is_a_conflict(backen
             assert second.connection_id() == 7
 
 
+@pytest.mark.parametrize("expire, bound", [(True, ", up to 5 s)"), (False, ")")])
 async def test_a_restarted_process_waits_for_its_predecessor_and_says_so(
-    backend: Backend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    backend: Backend,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    expire: bool,
+    bound: str,
 ) -> None:
     monkeypatch.setattr("dynamo.core.lifetime.NOTICE_S", 0.05)
     backend.url += "?ttl_s=5"
+    backend.leases_expire = expire
     backend.identities = [Identity(instance_id=7)]
     async with runtime_on(backend) as successor:
         async with runtime_on(backend) as predecessor:
             async with predecessor.endpoint(PATH).serve(echo):
                 serving = asyncio.ensure_future(successor.endpoint(PATH).serve_endpoint(echo))
-                await until(lambda: "an earlier process of this id may hold it, up to 5 s" in caplog.text)
+                await until(lambda: f"an earlier process of this id may hold it{bound}" in caplog.text)
         await until(lambda: successor.health().status is Status.UP)
         await successor.shutdown()
         await bounded(serving)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 from dynamo.core.errors import ClosedError, DynamoError, LeaseLostError, UnavailableError
@@ -57,9 +58,9 @@ class Registrations:
         if self._moving is None:
             return None
         ttl_s = self._discovery.capability.ttl_s
+        bound = f", up to {ttl_s:g} s" if math.isfinite(ttl_s) else ""
         return UnavailableError(
-            f"{self._moving} is not registered yet "
-            f"(an earlier process of this id may hold it, up to {ttl_s:g} s)"
+            f"{self._moving} is not registered yet (an earlier process of this id may hold it{bound})"
         )
 
     @property
