@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,15 +38,16 @@ VALUES = (
 
 
 # Not static-nats, for time: calls go the same way as on etcd, and who is called is test_membership's.
-@pytest.fixture(params=pairs(lambda pair: str(pair) != "static-nats"))
+@pytest.fixture(scope="module", params=pairs(lambda pair: str(pair) != "static-nats"))
 def pair(request: pytest.FixtureRequest) -> Pair:
     value: Pair = request.param
     return value
 
 
-@pytest.fixture
-async def deployment(pair: Pair, tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployed(pair, tmp_path, "one", "two", seats=2) as deployment:
+@pytest.fixture(scope="module")
+async def deployment(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
+    """One for all tests of the pair: each finds it as the calls before left it, so they leave nothing."""
+    async with deployed(pair, tmp_path_factory.mktemp(str(pair)), "one", "two", seats=2) as deployment:
         yield deployment
 
 
@@ -190,9 +190,9 @@ async def how_it_ended(deployment: Deployment, request: str) -> str:
 
 @pytest.mark.parametrize("leave", WAYS_TO_LEAVE)
 async def test_leaving_a_stream_cancels_its_handler(deployment: Deployment, leave: str) -> None:
-    outcome = await left_early(deployment, leave, "left early")
+    outcome = await left_early(deployment, leave, f"left by {leave}")
     assert type(outcome) is WAYS_TO_LEAVE[leave]
-    assert await how_it_ended(deployment, "left early") == "cancelled"
+    assert await how_it_ended(deployment, f"left by {leave}") == "cancelled"
 
 
 async def test_a_handler_that_is_asked_to_stop_says_its_last_word(deployment: Deployment) -> None:
