@@ -24,7 +24,7 @@ def make(plane: str = "tcp", **options: Any) -> DistributedRuntime:
         "tcp_host": "127.0.0.1",
         "drain_grace_s": 0.0,
         "instance_wait_s": 0.5,
-        "startup_timeout_s": 0.5,
+        "startup_timeout_s": 5.0,
         "connect_timeout_s": 0.5,
     }
     return DistributedRuntime(**{**given, **options})

@@ -608,12 +608,14 @@ async def test_a_loop_blocked_past_the_stall_limit_loses_it(
     url: Callable[[Path, float], str], root: Path
 ) -> None:
     seen: list[bool] = []
+    watched = threading.Event()
 
     def watch_from_elsewhere() -> None:
         async def look() -> None:
             async with opened(url(root, TTL_S)) as other, following(other) as follower:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(20):
                     await follower.until(lambda live: bool(live))
+                    watched.set()
                     await follower.until(lambda live: not live)
                 seen.append(True)
 
@@ -623,7 +625,8 @@ async def test_a_loop_blocked_past_the_stall_limit_loses_it(
         await lease.put(ONE)
         watcher = threading.Thread(target=watch_from_elsewhere)
         watcher.start()
-        time.sleep(4)
+        assert await asyncio.to_thread(watched.wait, 20)
+        time.sleep(2)
         async with asyncio.timeout(5):
             assert "DYN_LOOP_STALL_S" in await lease.lost()
         watcher.join()

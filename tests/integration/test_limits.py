@@ -62,12 +62,12 @@ async def meeting(plane: str, folder: Path, handler: Any) -> AsyncIterator[Clien
 
 
 async def settled(value: Callable[[], int]) -> int:
-    """The value, once it stayed the same for a while: nothing tells that a producer waits."""
+    """The value, once it is not 0 and stayed the same for a while: nothing tells that a producer waits."""
     async with asyncio.timeout(20):
         while True:
             before = value()
             await asyncio.sleep(SETTLED_S)
-            if value() == before:
+            if value() == before > 0:
                 return before
 
 
