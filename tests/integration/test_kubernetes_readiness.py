@@ -204,7 +204,7 @@ async def test_kubectl_shows_what_a_person_asks_for(namespace: Namespace) -> Non
     async with worker(namespace, pod) as one:
         shown = namespace.plane.kubectl("get", "dynamoworkermetadatas", namespace=namespace.name).splitlines()
         assert shown[0].split("  ")[0] == "NAME"
-        values = ("worker-0", "contract", "worker", "generate", f"{one.instance.instance_id:x}", "1/1")
+        values = ("worker-0", "contract", "worker", "generate", str(one.instance.instance_id), "1/1")
         assert shown[1].split()[:-1] == list(values)
         described = namespace.plane.kubectl("describe", "dynamoworkermetadatas", namespace=namespace.name)
         assert f"tcp://{pod.ip}:5000" in described

@@ -53,8 +53,9 @@ def test_each_client_gets_the_next_free_seat_until_it_is_left() -> None:
     try:
         assert one.take(None) == (0, "worker-0")
         assert two.take(None) == (1, "worker-0-1")
-        assert two.take(0) is None
         assert two.take(7) == (7, "worker-0-7")
+        assert two.take(7) == (7, "worker-0-7-r1")
+        assert two.take(0) == (0, "worker-0-r1")
         one.release()
         assert two.take(None) == (0, "worker-0")
     finally:

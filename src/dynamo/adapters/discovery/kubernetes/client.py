@@ -15,7 +15,7 @@ from dynamo.adapters.discovery.kubernetes.join import Join
 from dynamo.adapters.discovery.kubernetes.leasing import OwnLease
 from dynamo.adapters.discovery.kubernetes.naming import Seats, instance_id_of, object_name
 from dynamo.core.config import Settings
-from dynamo.core.errors import ConflictError, DynamoError
+from dynamo.core.errors import DynamoError
 from dynamo.core.health import Health, Status
 from dynamo.core.model import EndpointId, Instance, Scope
 from dynamo.core.ports.discovery import Capability, Identity, Lease, Liveness, Watch
@@ -59,27 +59,24 @@ class KubernetesDiscovery(OpenClient):
         self._access, self._settings = access, settings
         self._join = Join(access)
         self._seats: Seats | None = None
+        self._identity: Identity | None = None
         self._names: dict[int, str] = {}  # of the objects of our ids
 
     async def identity(self, endpoint_id: EndpointId) -> Identity | None:
-        """The first free name of our pod, or that of ``DYN_WORKER_INDEX``. Raises ConfigError, ConflictError.
+        """The first free name of our pod, or that of ``DYN_WORKER_INDEX``. Raises ConfigError.
 
-        A fixed port adds the index where that is of our choosing.
+        A fixed port adds the index where that is of our choosing; who is asked again because that port was
+        taken has the next one.
         """
         self.check_open()
         settings = self._settings
-        pod = configuration.pod(settings)
-        if self._seats is None:
-            self._seats = Seats(pod)
-        if (seat := self._seats.take(settings.worker_index)) is None:
-            raise ConflictError(
-                f"another process of pod {pod.name} is worker {settings.worker_index} "
-                f"({settings.source('worker_index')}): give each its own, or leave it out"
-            )
-        index, name = seat
-        instance_id = instance_id_of(name)
-        self._names[instance_id] = name
-        return Identity(instance_id=instance_id, address=self._address(index))
+        if self._identity is None or self._identity.address is not None:
+            if self._seats is None:
+                self._seats = Seats(configuration.pod(settings))
+            index, name = self._seats.take(settings.worker_index)
+            self._identity = Identity(instance_id=instance_id_of(name), address=self._address(index))
+            self._names[self._identity.instance_id] = name
+        return self._identity
 
     def _address(self, index: int) -> str | None:
         settings = self._settings

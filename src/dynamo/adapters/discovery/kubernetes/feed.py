@@ -52,6 +52,7 @@ class Feed:
         self._resync = False
         self._reading: asyncio.Timeout | None = None
         self._again = False
+        self._told = ""
 
     def list_again(self) -> int:
         """Have everything listed anew; the number of the listing that will be new enough."""
@@ -88,6 +89,9 @@ class Feed:
 
     def _fail(self, error: DynamoError) -> None:
         self._version = ""
+        if not isinstance(error, UnavailableError) and str(error) != self._told:
+            self._told = str(error)
+            log.error("%s", error)  # waiting does not mend it
         self._listener.failed(error)
 
     async def _list(self) -> None:
@@ -102,6 +106,8 @@ class Feed:
 
     async def _follow(self) -> bool:
         """Read one watch to its end; whether it was worth it. Raises what kept it from beginning."""
+        if self._again:
+            return True
         timeout_s = round(WATCH_S * random.uniform(0.8, 1.2))
         began = time.monotonic()
         version = self._version

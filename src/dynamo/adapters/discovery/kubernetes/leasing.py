@@ -37,7 +37,8 @@ END_S = 2.0  # to delete the object; its pod's end does it later
 ANSWER_S = 2.0  # for a live owner to answer that it lives
 LOOK_S = 0.2
 CALM_S = 30.0  # without a mending: the next one is quick again
-LONGEST_MEND_S = 60.0
+LONGEST_MEND_S = 10.0
+LONGEST_RETRY_S = 2.0
 OFTEN = 5  # mendings in a row that a person should know of
 
 T = TypeVar("T")
@@ -254,6 +255,7 @@ class OwnLease(Listener):
     async def _mend(self) -> None:
         """Put back what was deleted or changed by hand."""
         delays, mended_at, often = backoff(0.05, LONGEST_MEND_S), 0.0, 0
+        retries = backoff(0.05, LONGEST_RETRY_S)
         while True:
             await self._noticed.wait()
             self._noticed.clear()
@@ -268,7 +270,9 @@ class OwnLease(Listener):
             except DynamoError:
                 self._wrong = True
                 self._noticed.set()
-            now = time.monotonic()
+                await asyncio.sleep(next(retries))
+                continue
+            retries, now = backoff(0.05, LONGEST_RETRY_S), time.monotonic()
             if now - mended_at > CALM_S:
                 delays, often = backoff(0.05, LONGEST_MEND_S), 0
             mended_at, often = now, often + 1

@@ -7,6 +7,7 @@ import socket
 import sys
 
 from dynamo.adapters.discovery.kubernetes.configuration import Pod
+from dynamo.core.errors import ConflictError
 from dynamo.core.model import MAX_INSTANCE_ID
 
 _MASK = 2**64 - 1
@@ -74,13 +75,19 @@ class Seats:
         self._pod = pod
         self._held: dict[str, socket.socket | None] = {}
 
-    def take(self, index: int | None) -> tuple[int, str] | None:
-        """Take the seat of this index, or the first that is free: its index and name; None: it is taken."""
-        for one in range(MAX_WORKERS) if index is None else (index,):
-            name = object_name(self._pod, one)
+    def take(self, index: int | None) -> tuple[int, str]:
+        """The index and the name of the first seat that is free; with an ``index`` only its own seats.
+
+        A second client of the worker that has an index, as a process with two runtimes, adds ``-r1``.
+        """
+        for number in range(MAX_WORKERS):
+            if index is None:
+                name = object_name(self._pod, number)
+            else:
+                name = object_name(self._pod, index) + (f"-r{number}" if number else "")
             if self._take(name):
-                return one, name
-        return None
+                return number if index is None else index, name
+        raise ConflictError(f"pod {self._pod.name} has {MAX_WORKERS} workers already")
 
     def _take(self, name: str) -> bool:
         if (self._pod.uid, name) in _taken:
