@@ -1,4 +1,4 @@
-"""Power over a request plane on sockets, for the contract on ``tcp`` and ``http2``: loops, TLS, bad networks."""
+"""Power over a request plane on sockets, for the contract on tcp and http2: loops, TLS, the network."""
 
 from __future__ import annotations
 
