@@ -1,9 +1,13 @@
-"""The nats request plane keeps the contract, with a real server: plain and with a token of our own."""
+"""The nats request plane keeps the contract, with a real server: plain and with a token of our own.
+
+Plain on asyncio's own loop and, where it is installed, on uvloop; with the token on the latter alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.util import find_spec
 from typing import Any, cast
 
 import pytest
@@ -15,6 +19,13 @@ from dynamo.core.ports.request_plane import Server
 from dynamo.testing.proxy import FaultProxy
 from dynamo.testing.request_plane import Link, RequestPlaneContract, RequestPlaneHarness
 from nats_server import shared
+
+LOOPS = ["asyncio", *(["uvloop"] if find_spec("uvloop") else [])]
+
+
+def backend(loop: str) -> tuple[str, dict[str, Any]]:
+    """What anyio takes."""
+    return "asyncio", {"use_uvloop": loop == "uvloop"}
 
 
 class NatsLink(Link):
@@ -67,6 +78,10 @@ class NatsHarness(RequestPlaneHarness):
 class TestNats(RequestPlaneContract):
     faults = ("partition", "silence", "abort")
 
+    @pytest.fixture(params=LOOPS)
+    def anyio_backend(self, request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+        return backend(request.param)
+
     @pytest.fixture
     def harness(self) -> NatsHarness:
         return NatsHarness()
@@ -74,6 +89,10 @@ class TestNats(RequestPlaneContract):
 
 class TestNatsWithToken(RequestPlaneContract):
     faults = ("abort",)
+
+    @pytest.fixture
+    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
+        return backend(LOOPS[-1])
 
     @pytest.fixture
     def harness(self) -> NatsHarness:
