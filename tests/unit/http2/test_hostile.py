@@ -11,9 +11,11 @@ import hpack
 import pytest
 
 from dynamo.adapters.request_plane.http2 import connection as http2_connection
+from dynamo.adapters.request_plane.http2 import floods
 from dynamo.adapters.request_plane.http2.connection import Http2Connection
 from dynamo.adapters.request_plane.http2.frames import PREFACE
 from dynamo.adapters.request_plane.http2.stream import Http2Call
+from dynamo.core.ports.request_plane import Request
 from unit.http2.attacks import (
     ATTACKS,
     DATA,
@@ -29,7 +31,7 @@ from unit.http2.attacks import (
     frame,
     other_protocol,
 )
-from unit.http2.test_connection import connection, feed, frames, output
+from unit.http2.test_connection import connection, feed, frames, meet, output, pump
 
 NATIVE = [*REQUEST[:4], ("content-type", "application/vnd.dynamo.stream")]
 WHOLE = END_HEADERS | END_STREAM
@@ -230,3 +232,23 @@ def test_a_window_opened_a_little_is_not_offered_to_all_who_wait() -> None:
     feed(side, frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**24)))
     output(side)
     assert side.open_streams == 0
+
+
+def test_a_reader_of_small_items_opens_windows_far_less_often_than_a_worker_allows() -> None:
+    """Each DATA frame but the last ends in the middle of an item."""
+    dialer, listener, taken = meet()
+    reading = dialer.open(Request(endpoint="a.b.c", request_id="r", payload=b"\xc0"))
+    pump(dialer, listener)
+    data = updates = 0
+    for _ in range(50):
+        for _ in range(160):
+            taken[0].send(b"\xc4\x64" + bytes(100))
+        said = output(listener)
+        data += sum(kind == DATA for kind, _ in frames(said))
+        feed(dialer, said)
+        while reading.receive_nowait() is not None:
+            answer = output(dialer)
+            updates += sum(kind == WINDOW_UPDATE for kind, _ in frames(answer))
+            feed(listener, answer)
+    assert reading.received == 50 * 160
+    assert 0 < updates <= data * floods.PER_DATA / 2

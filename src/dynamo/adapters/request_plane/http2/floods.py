@@ -18,7 +18,7 @@ from dynamo.adapters.request_plane.http2.frames import (
 
 BURST = 2000  # frames at once: more calls than a router drops in one moment
 RATE = 200  # a second after that
-PER_DATA = 2  # windows opened for each DATA frame that was sent: of its stream and of the connection
+PER_DATA = 4  # windows opened for each DATA frame that was sent: of its stream by halves, of the connection
 MAX_PADDING = 256  # of a frame, with the byte that tells its length
 _COUNTED = (PRIORITY, RST_STREAM, SETTINGS, PING)
 

@@ -164,7 +164,8 @@ class Receiving:
 
     def _owe(self, cost: int) -> None:
         self._owed += cost
-        if self._owed and (2 * self._owed >= self.window or self._messages.incomplete) and not self.in_done:
+        waits_for_more = self._messages.incomplete and not self._items
+        if self._owed and (2 * self._owed >= self.window or waits_for_more) and not self.in_done:
             owed, self._owed = self._owed, 0
             self._give(owed)
 
