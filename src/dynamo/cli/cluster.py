@@ -56,6 +56,14 @@ def pod(settings: Settings) -> Iterator[Finding]:
     from dynamo.adapters.discovery.kubernetes import configuration
 
     inside = "KUBERNETES_SERVICE_HOST" in os.environ
+    token = configuration.SERVICE_ACCOUNT / "token"
+    if inside and settings.kubeconfig is None and not token.is_file():
+        yield Finding(
+            topic=TOPIC,
+            level="wrong",
+            text=f"this pod has no token of a ServiceAccount: no {token}",
+            remedy="in the pod's spec: serviceAccountName, and no automountServiceAccountToken: false",
+        )
     if settings.kube_discovery_mode == "container" and settings.container_name is None:
         mode, variable = settings.source("kube_discovery_mode"), settings.source("container_name")
         yield Finding(

@@ -18,7 +18,11 @@ TOLD = {"POD_NAME": "worker-0", "POD_UID": "1-2", "POD_IP": "10.0.0.1"}
 
 def test_each_lack_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(configuration, "PODINFO", tmp_path)
+    monkeypatch.setattr(configuration, "SERVICE_ACCOUNT", tmp_path)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    (one,) = pod(Settings.from_env(TOLD))
+    assert (one.level, "no token" in one.text) == ("wrong", True)
+    (tmp_path / "token").touch()
     found = [(one.level, one.text.partition(" ")[0], one.remedy) for one in pod(Settings.from_env({}))]
     assert [one[:2] for one in found] == [("wrong", "POD_NAME"), ("wrong", "POD_UID"), ("note", "POD_IP")]
     assert "{name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}" in found[1][2]
