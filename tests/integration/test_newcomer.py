@@ -192,7 +192,7 @@ def told_now(folder: Path) -> list[tuple[Mistake, int, str]]:
 @pytest.mark.slow
 @pytest.mark.timeout(180)  # forty processes, four at a time
 def test_each_mistake_is_answered_with_the_line_in_the_transcript(tmp_path: Path) -> None:
-    for package in ("aiohttp", "click", "etcd3aio", "grpc", "msgspec", "rich", "yaml"):
+    for package in ("aiohttp", "click", "etcd3aio", "grpc", "kubernetes", "msgspec", "rich", "yaml"):
         pytest.importorskip(package, reason="an extra is not installed")
     told = told_now(tmp_path)
     assert len(told) > 20
