@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import report
@@ -19,10 +20,8 @@ from shapes import SHAPES
 
 PAGE = Path("docs/performance.md")
 CHART = "pictures/request_plane.svg"
-ORDER = (
-    "dynamo", "grpc.aio", "ours tcp", "ours spelling", "ours unix", "ours mem", "ours tcp solo",
-    "ours fallback", "ours http2", "ceiling",
-)  # fmt: skip
+TCP = ("dynamo", "grpc.aio", "ours tcp", "ours spelling", "ours unix", "ours fallback", "ceiling")
+PLANES = ("dynamo", "dynamo nats", "grpc.aio", "ours http2", "ours nats", "ours mem", "ours tcp solo")
 
 
 def markdown(lines: list[list[str]]) -> str:
@@ -37,9 +36,9 @@ def cell(value: Value | None, beside: Value) -> str:
     return number(value.median) + ratio
 
 
-def figures(values: Values) -> str:
+def figures(values: Values, order: Sequence[str]) -> str:
     """Medians, each with its ratio to the first of the row: Dynamo's, where it has that shape."""
-    systems = [system for system in ORDER if any(key[1] == system for key in values)]
+    systems = [system for system in order if any(key[1] == system for key in values)]
     lines = [["shape", "", *systems]]
     for shape in SHAPES:
         for metric in shape.shows:
@@ -61,7 +60,8 @@ def main() -> None:
     parts = {
         "chart": chart(),
         "setting": ", ".join(f"{name} {value}" for name, value in about.items()) + ".",
-        "figures": figures(values),
+        "figures": figures(values, TCP),
+        "planes": figures(values, PLANES),
         "aims": markdown(report.verdicts(values)),
     }
     if routing.OUTPUT.exists():

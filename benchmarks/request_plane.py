@@ -1,6 +1,6 @@
 """Calls and streams of this library beside Dynamo's wheel, grpc.aio and a bare protocol, in one run.
 
-    python benchmarks/request_plane.py [full] [--wheel PYTHON] [--seconds 0.45] [--rounds 9]
+    python benchmarks/request_plane.py [full] [--wheel PYTHON] [--seconds 0.45] [--rounds 7]
                                        [--system NAME ...] [--shape NAME ...] [--cpu] [--plot]
 
 Two processes a system, started once; for each shape, rounds that go from system to system, so that whatever
@@ -85,7 +85,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the request plane beside its peers.")
     parser.add_argument("which", nargs="?", choices=("quick", "full"), default="quick")
     parser.add_argument("--seconds", type=float, default=0.45, help="of each round")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--wheel", metavar="PYTHON", help="of the environment with ai-dynamo-runtime")
     parser.add_argument("--system", action="append", help="one of them only; may be given again")
     parser.add_argument("--shape", action="append", help="one of them only; may be given again")

@@ -36,14 +36,7 @@ def _payload(name: str, size: int, shows: tuple[str, ...], *, up: bool = False, 
 
 def _paced(count: int) -> Shape:
     load = {"load": "paced", "streams": count, "pause": 0.01}
-    return Shape(
-        f"paced {count}",
-        load,
-        ("server us/item", "client us/item", "both us/item"),
-        quick=True,
-        rounds=7,
-        seconds=0.6,
-    )
+    return Shape(f"paced {count}", load, ("server us/item", "client us/item", "both us/item"), quick=True)
 
 
 REQUESTS, ITEMS = ("requests/s",), ("items/s",)
