@@ -18,13 +18,15 @@ from matrix.deployment import Deployment, Pair, ProcessWorker, deployed, pairs
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
-    # etcd has chaos of its own, and what a worker's death does to calls is the plane's and the core's
+    # Etcd and Kubernetes have chaos of their own, and what a death does to calls is the plane's and the core's.
     # Nats (no ports) with static alone, for time: there it is told of nobody's coming and going.
     pytest.mark.parametrize(
         "pair",
         pairs(
             lambda pair: (
-                pair.separate and pair.discovery != "etcd" and (pair.ports or pair.discovery == "static")
+                pair.separate
+                and pair.discovery not in ("etcd", "kubernetes")
+                and (pair.ports or pair.discovery == "static")
             )
         ),
     ),
