@@ -94,7 +94,6 @@ async def _look() -> tuple[Pair, ...]:
         )
         for name, having in backends.items()
         for scheme, reaching in planes.items()
-        if (name, scheme) != ("file", "nats")  # for time: etcd and static bring nats to other processes too
     )
 
 

@@ -37,8 +37,7 @@ VALUES = (
 )
 
 
-# Not static-nats, for time: calls go the same way as on etcd, and who is called is test_membership's.
-@pytest.fixture(scope="module", params=pairs(lambda pair: str(pair) != "static-nats"))
+@pytest.fixture(scope="module", params=pairs())
 def pair(request: pytest.FixtureRequest) -> Pair:
     value: Pair = request.param
     return value
