@@ -18,7 +18,8 @@ from matrix.deployment import Deployment, Pair, ProcessWorker, deployed, pairs
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
-    # Etcd and Kubernetes have chaos of their own, and what a death does to calls is the plane's and the core's.
+    # etcd and Kubernetes have chaos of their own; what a worker's death does to calls is the plane's and the
+    # core's.
     # Nats (no ports) with static alone, for time: there it is told of nobody's coming and going.
     pytest.mark.parametrize(
         "pair",
