@@ -75,6 +75,23 @@ async def test_with_its_pod_the_record_goes(namespace: Namespace) -> None:
                 await asyncio.sleep(0.02)
 
 
+async def test_a_process_that_outlives_its_pod_is_not_seen_again(namespace: Namespace) -> None:
+    """As after a forced deletion on a node that is cut off: it puts its record back, which is garbage."""
+    pod = await namespace.kubelet.start("worker-0")
+    async with worker(namespace, pod), caller(namespace) as follower:
+        await follower.until(lambda live: len(live) == 1)
+        before = (await records(namespace))["worker-0"]["metadata"]["uid"]
+        await namespace.kubelet.delete(pod)
+        await follower.until(lambda live: not live)
+        uids = {before}
+        async with asyncio.timeout(10):
+            while len(uids) < 3:
+                uids |= {record["metadata"]["uid"] for record in (await records(namespace)).values()}
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await follower.next()
+
+
 async def owner_process(namespace: Namespace, pod: Pod, incarnation: int) -> OwnerProcess:
     """A worker of that pod, to be killed; its object bears its id."""
     kubeconfig = namespace.plane.kubeconfig(namespace=namespace.name)
