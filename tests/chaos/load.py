@@ -91,6 +91,13 @@ class Load:
                     return
                 await asyncio.sleep(0.02)
 
+    async def answered(self, count: int) -> None:
+        """Wait until so many more calls were answered."""
+        wanted = len(self.ended) - len(self.failed) + count
+        async with asyncio.timeout(self.deadline_s + 20):
+            while len(self.ended) - len(self.failed) < wanted:
+                await asyncio.sleep(0.02)
+
     async def answered_by(self, *workers: str) -> None:
         """Wait until exactly these answer."""
         async with asyncio.timeout(self.deadline_s + 20):
