@@ -103,9 +103,12 @@ class Broker:
         self._subscriptions.append(one)
         if self._carrier is not None:
             try:
-                with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                    await self._renew(self._carrier, one)
-                    await self._carrier.heard(self._settings)
+                await self._renew(self._carrier, one)
+                await self._carrier.heard(self._settings)
+            except (nats.errors.Error, OSError, TimeoutError) as error:
+                if isinstance(error, AuthError):
+                    self.withdraw(one)
+                    raise
             except BaseException:
                 self.withdraw(one)
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Self, TypeAlias
@@ -49,6 +50,7 @@ class Carrier(Client):
                     connect_timeout=patience,
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,
+                    name=f"dynamo {os.getpid()}",
                     ping_interval=3600,
                     flush_timeout=patience,
                     inbox_prefix=INBOX,
@@ -148,9 +150,15 @@ class Carrier(Client):
 
     @staticmethod
     def _refusal(error: BaseException | None) -> BaseException | None:
-        if isinstance(error, ssl.SSLCertVerificationError):
+        if isinstance(error, ssl.SSLError) and _is_about_certificates(error):
             return error
         return error if any(word in str(error).lower() for word in REFUSALS) else None
+
+
+def _is_about_certificates(error: ssl.SSLError) -> bool:
+    """Theirs, which we do not trust, or ours, as an alert of theirs says."""
+    reason = error.reason or ""
+    return "CERTIFICATE" in reason or "UNKNOWN_CA" in reason
 
 
 def _refused(server: str, settings: Settings, why: BaseException) -> AuthError:
@@ -159,6 +167,11 @@ def _refused(server: str, settings: Settings, why: BaseException) -> AuthError:
         return AuthError(
             f"{where} has a certificate that we do not trust: {why.verify_message or why}; set NATS_TLS_CA "
             "to the file of the authority that signed it"
+        )
+    if isinstance(why, ssl.SSLError):
+        return AuthError(
+            f"{where} wants a certificate of ours that it trusts: {why.reason}; set NATS_TLS_CLIENT_CERT and "
+            "NATS_TLS_CLIENT_KEY to one"
         )
     return AuthError(
         f"{where} refused us: {why}; set NATS_AUTH_USERNAME and NATS_AUTH_PASSWORD, NATS_AUTH_TOKEN, "

@@ -15,7 +15,7 @@ from dynamo.adapters.request_plane.nats import addresses
 from dynamo.adapters.request_plane.nats.broker import Broker
 from dynamo.adapters.request_plane.nats.carrier import Carrier
 from dynamo.core.config import Settings
-from dynamo.core.errors import ConflictError, UnavailableError
+from dynamo.core.errors import AuthError, ConflictError, UnavailableError
 
 QUESTION = struct.Struct("<Q")  # who asks: its incarnation. Shorter than any message of a session
 HERE = b"here"
@@ -101,7 +101,7 @@ class _Claim:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (nats.errors.NoRespondersError, TimeoutError):
+        except (nats.errors.NoRespondersError, TimeoutError, AuthError):
             raise
         except (nats.errors.Error, OSError) as error:
             raise UnavailableError(f"NATS was lost while {self._address} was claimed: {error}") from error

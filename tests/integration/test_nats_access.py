@@ -1,0 +1,193 @@
+"""Ways into NATS that need more than a word: credentials, certificates, permissions, several servers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import nkeys
+import pytest
+import trustme
+
+import nats_server
+from dynamo.adapters.request_plane.nats import open_nats
+from dynamo.core.config import Settings
+from dynamo.core.errors import AuthError, ConfigError, StreamBrokenError, UnavailableError
+from integration.nats_calls import answer, both, configured, nats, outcome, start, works
+from nats_server import NatsServer
+
+pytestmark = pytest.mark.anyio
+
+UNLIMITED = {"subs": -1, "conn": -1, "leaf": -1, "imports": -1, "exports": -1, "data": -1, "payload": -1}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Key:
+    """An nkey that signs claims, as NATS's own tools write them."""
+
+    def __init__(self, prefix: int) -> None:
+        self.seed = bytes(nkeys.encode_seed(os.urandom(32), prefix))
+        self._pair = nkeys.from_seed(bytearray(self.seed))
+        self.public = self._pair.public_key.decode()
+
+    def claims(self, subject: Key, name: str, **nats: Any) -> str:
+        """The JWT in which this key says something of another, or of itself."""
+        body = {
+            "jti": os.urandom(8).hex(),
+            "iat": int(time.time()),
+            "iss": self.public,
+            "name": name,
+            "sub": subject.public,
+            "nats": {**nats, "version": 2},
+        }
+        parts = [_text(json.dumps(part)) for part in ({"typ": "JWT", "alg": "ed25519-nkey"}, body)]
+        signed = ".".join(parts)
+        return f"{signed}.{_text(self._pair.sign(signed.encode()))}"
+
+
+def _text(data: str | bytes) -> str:
+    raw = data.encode() if isinstance(data, str) else bytes(data)
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def credentials(path: Path, jwt: str, user: Key) -> str:
+    path.write_text(
+        f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n"
+    )
+    return str(path)
+
+
+async def refusal(settings: Settings) -> AuthError:
+    """What a start ends with, soon."""
+    with pytest.raises(AuthError) as refused:
+        async with asyncio.timeout(5), open_nats("nats://", settings):
+            pass
+    return refused.value
+
+
+async def test_a_credentials_file_of_the_account_gets_in(tmp_path: Path) -> None:
+    operator, account = Key(nkeys.PREFIX_BYTE_OPERATOR), Key(nkeys.PREFIX_BYTE_ACCOUNT)
+    user, stranger = Key(nkeys.PREFIX_BYTE_USER), Key(nkeys.PREFIX_BYTE_ACCOUNT)
+    said = {"type": "user", "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1}
+    account_jwt = operator.claims(account, "team", type="account", limits={**UNLIMITED, "wildcards": True})
+    text = (
+        f"operator: {operator.claims(operator, 'us', type='operator')}\n"
+        f"resolver: MEMORY\nresolver_preload: {{ {account.public}: {account_jwt} }}"
+    )
+    ours = credentials(tmp_path / "ours.creds", account.claims(user, "me", **said), user)
+    theirs = credentials(tmp_path / "theirs.creds", stranger.claims(user, "me", **said), user)
+    with configured(tmp_path, text) as server:
+        assert await works(nats(server, nats_auth_credentials_file=ours))
+        refused = await refusal(nats(server, nats_auth_credentials_file=theirs))
+        assert "NATS_AUTH_CREDENTIALS_FILE" in str(refused)
+        with pytest.raises(ConfigError, match=r"nats_auth_credentials_file=.*none\.creds.*no such file"):
+            async with open_nats(
+                "nats://", nats(server, nats_auth_credentials_file=str(tmp_path / "none.creds"))
+            ):
+                pass
+
+
+async def test_a_server_that_wants_a_certificate_gets_ours(tmp_path: Path) -> None:
+    authority, others = trustme.CA(), trustme.CA()
+    files: dict[str, str] = {}
+    for name, blob in (
+        ("ca", authority.cert_pem),
+        ("server.cert", (server_cert := authority.issue_cert("127.0.0.1")).cert_chain_pems[0]),
+        ("server.key", server_cert.private_key_pem),
+        ("ours.cert", (our_cert := authority.issue_cert("worker.test")).cert_chain_pems[0]),
+        ("ours.key", our_cert.private_key_pem),
+        ("other.cert", (other_cert := others.issue_cert("worker.test")).cert_chain_pems[0]),
+        ("other.key", other_cert.private_key_pem),
+    ):
+        blob.write_to_path(path := str(tmp_path / name))
+        files[name] = path
+    text = (
+        f'tls {{ cert_file: "{files["server.cert"]}", key_file: "{files["server.key"]}", '
+        f'ca_file: "{files["ca"]}", verify: true }}'
+    )
+    with configured(tmp_path, text) as server:
+
+        def settings(whose: str | None) -> Settings:
+            more = {} if whose is None else {
+                "nats_tls_client_cert": files[f"{whose}.cert"],
+                "nats_tls_client_key": files[f"{whose}.key"],
+            }  # fmt: skip
+            url = f"tls://127.0.0.1:{server.port}"
+            return Settings.from_env(
+                {}, nats_server=url, nats_tls_ca=files["ca"], startup_timeout_s=2.0, **more
+            )
+
+        assert await works(settings("ours"))
+        for whose in (None, "other"):
+            refused = await refusal(settings(whose))
+            assert "wants a certificate of ours that it trusts" in str(refused)
+            assert "NATS_TLS_CLIENT_CERT" in str(refused)
+
+
+async def test_who_may_not_listen_is_told_at_the_start(tmp_path: Path) -> None:
+    text = (
+        'authorization { users: [{ user: caller, password: p, permissions: { subscribe: "_INBOX.dyn.>" } }, '
+        '{ user: nobody, password: p, permissions: { subscribe: "x" } }] }'
+    )
+    with configured(tmp_path, text) as server:
+        may_call = nats(server, nats_auth_username="caller", nats_auth_password="p")
+        async with asyncio.timeout(5), open_nats("nats://", may_call) as plane:
+            with pytest.raises(AuthError, match=r"permissions violation for subscription to.*dyn"):
+                async with plane.serve(answer, instance_id=1, incarnation=1):
+                    pass
+        refused = await refusal(nats(server, nats_auth_username="nobody", nats_auth_password="p"))
+        assert "_inbox" in str(refused).lower()
+
+
+async def test_calls_go_on_over_the_server_that_is_left() -> None:
+    with NatsServer.cluster(2) as (first, second):
+        url = f"{first.url},{second.url}"
+        settings = Settings.from_env({}, nats_server=url, keepalive_s=1.0)
+        async with both(settings) as (caller, address):
+            assert await outcome(start(caller, address)) is None
+            assert first.shows("connz")["num_connections"] == 2
+            first.kill()
+            while (error := await outcome(start(caller, address))) is not None:
+                assert isinstance(error, StreamBrokenError | UnavailableError)
+                await asyncio.sleep(0.01)
+            assert second.shows("connz")["num_connections"] == 2
+
+
+async def test_monitoring_shows_who_serves_and_who_calls() -> None:
+    with NatsServer() as server:
+        async with both(nats(server)) as (caller, address):
+            assert await outcome(start(caller, address)) is None
+            found = {one["subject"] for one in server.shows("subsz?subs=1")["subscriptions_list"]}
+            name = address.removeprefix("nats:///")
+            assert f"dyn.*.*.*.{name}" in found
+            assert len([subject for subject in found if subject.startswith("_INBOX.dyn.")]) >= 2
+            names = {one.get("name") for one in server.shows("connz")["connections"]}
+            assert names == {f"dynamo {os.getpid()}"}
+
+
+@pytest.mark.optional_tool
+@pytest.mark.skipif(shutil.which("nats-server") is None, reason="nats-server is not installed")
+async def test_the_server_that_is_installed_here_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_server, "PROGRAM", shutil.which("nats-server"))
+    with NatsServer() as server:
+        settings = nats(server, keepalive_s=1.0)
+        async with both(settings) as (caller, address):
+            assert await outcome(start(caller, address)) is None
+            server.kill()
+            server.start()
+            while (error := await outcome(start(caller, address))) is not None:
+                assert isinstance(error, StreamBrokenError | UnavailableError)
+                await asyncio.sleep(0.01)
+            error = await outcome(start(caller, "nats:///nobody"))
+            assert isinstance(error, UnavailableError)
