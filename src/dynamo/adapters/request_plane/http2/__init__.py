@@ -10,7 +10,7 @@ security    ``DYN_TCP_TLS_*`` for TLS and mutual TLS; ``DYN_AUTH_TOKEN`` as bear
 errors      as those of tcp; a peer that breaks HTTP/2 loses its connection (WireError)
 ==========  ===============================================================================================
 
-Of ``hpack`` it trusts the table and its bounds; frames, streams and windows are its own: see the record on HTTP/2.
+Of ``hpack`` it trusts the table and its bounds; frames, streams and windows are its own: see record 30.
 """
 
 from dynamo.adapters.request_plane.http2.plane import Http2RequestPlane, open_http2

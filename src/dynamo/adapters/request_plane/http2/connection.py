@@ -13,7 +13,6 @@ from dynamo.adapters.request_plane.http2.frames import (
     ALL_STREAMS,
     DEFAULT_WINDOW,
     LARGEST_WINDOW,
-    PING_FRAME,
     PREFACE,
     Code,
     Violation,
@@ -21,17 +20,17 @@ from dynamo.adapters.request_plane.http2.frames import (
     window_frame,
 )
 from dynamo.adapters.request_plane.http2.headers import EVENTS, LINES, NATIVE, Openings, end_fields
+from dynamo.adapters.request_plane.http2.keepalive import Keepalive
 from dynamo.adapters.request_plane.http2.outbox import Outbox
 from dynamo.adapters.request_plane.http2.reader import Reader
 from dynamo.adapters.request_plane.http2.settings import PeerSettings, our_settings
 from dynamo.adapters.request_plane.http2.stream import Http2Call
-from dynamo.core.errors import DrainingError, DynamoError, Retry, UnavailableError, WireError
+from dynamo.core.errors import DrainingError, DynamoError, UnavailableError, WireError
 from dynamo.core.ports.request_plane import Request
 from dynamo.core.wire.budget import ReceiveBudget
 from dynamo.core.wire.frames import MIN_WINDOW
 from dynamo.core.wire.opening import Options
 from dynamo.core.wire.sending import too_large
-from dynamo.core.wire.silence import Act, Silence
 
 MAX_UNREAD_BYTES = 4 * 2**20  # of answers to frames, which no window bounds, at one who does not read them
 
@@ -74,9 +73,7 @@ class Http2Connection:
         self.outbox = Outbox(self.peer, self.floods, dialer=dialer)
         self._reader = Reader(Dispatch(self), preface=not dialer, floods=None if dialer else self.floods)
         self._openings = Openings(scheme, options)
-        self._silence = Silence(options.keepalive_s)
-        self._heard = False
-        self._began_at: float | None = None
+        self._keepalive = Keepalive(self)
         self.outbox.put(
             (PREFACE if dialer else b"")
             + our_settings(dialer=dialer, window=self.first_window)
@@ -106,17 +103,13 @@ class Http2Connection:
         return self._reader.greeted
 
     @property
-    def open_now(self) -> int:
-        return len(self.calls)
-
-    @property
     def open_streams(self) -> int:
         return len(self.calls) + len(self.outbox.waiting)
 
     @property
     def stalled(self) -> bool:
         """The peer was silent for K, and still is."""
-        return self._silence.stalled and not self.closed
+        return self._keepalive.stalled and not self.closed
 
     @property
     def has_output(self) -> bool:
@@ -132,7 +125,7 @@ class Http2Connection:
     def buffer_updated(self, size: int) -> None:
         if self.closed:
             return
-        self._heard = True
+        self._keepalive.heard = True
         try:
             self._reader.received(size)
             if self.outbox.unread > MAX_UNREAD_BYTES:
@@ -156,7 +149,7 @@ class Http2Connection:
             if size > options.max_message_bytes:
                 raise too_large(size, options.max_message_bytes)
         opening = self._openings.of(request, self.peer.max_list)
-        if self.closed or self.draining or self._silence.stalled:
+        if self.closed or self.draining or self._keepalive.stalled:
             call = Http2Call(self, request, 0)
             call.finish(self._reason_not_to_open())
             return call
@@ -186,33 +179,7 @@ class Http2Connection:
 
     def tick(self, now: float) -> float:
         """Keep-alive and the bound of the opening; returns when to be called again."""
-        if self.closed:
-            return math.inf
-        options = self.options
-        if not self.ready:
-            if self._began_at is None:
-                self._began_at = now
-            limit = self._began_at + options.opening_s
-            if now < limit:
-                return min(limit, self._silence.next_check(now))
-            late = f"{options.peer} did not finish the opening within {options.opening_s:g} s"
-            self.close(UnavailableError(late))
-            return math.inf
-        heard, self._heard = self._heard, False
-        act = self._silence.check(now, heard)
-        if act is Act.BREAK:
-            silent = f"nothing came from {options.peer} for {3 * options.keepalive_s:g} s (DYN_KEEPALIVE_S)"
-            self.close(UnavailableError(silent))
-            return math.inf
-        if act is Act.STALL and self.dialer:
-            bound = f"{options.keepalive_s:g} s (DYN_KEEPALIVE_S)"
-            silent = f"nothing came from {options.peer} for {bound}, and no answer to this call before that"
-            for call in [*self.calls.values(), *self.outbox.waiting]:
-                if call.request.idempotent and not call.head_came:
-                    call.leave(UnavailableError(silent, retry=Retry.UNKNOWN))
-        if act is not Act.NOTHING:
-            self.outbox.put(PING_FRAME)
-        return self._silence.next_check(now)
+        return math.inf if self.closed else self._keepalive.tick(now)
 
     # The end of it.
 

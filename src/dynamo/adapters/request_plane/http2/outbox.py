@@ -183,7 +183,7 @@ class Outbox:
         return size + 1
 
     def _open(self, call: Http2Call) -> bool:
-        if call.connection.open_now >= self._settings.max_streams:
+        if len(call.connection.calls) >= self._settings.max_streams:
             return False
         opening, call.opening = call.opening, None
         assert opening is not None
