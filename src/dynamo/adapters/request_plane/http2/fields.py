@@ -61,10 +61,13 @@ class FieldEncoder:
 
     def limit_table(self, size: int) -> None:
         """As the peer's SETTINGS say."""
-        size = min(size, _TABLE_BYTES)
-        if size != self._encoder.header_table_size:
-            self._encoder.header_table_size = size
+        size, encoder = min(size, _TABLE_BYTES), self._encoder
+        if size != encoder.header_table_size:
+            encoder.header_table_size = size
             self._version += 1
+            # The least and the last (RFC 7541, section 4.2): what was between may not be allowed any more.
+            least = min(encoder.table_size_changes)
+            encoder.table_size_changes = [size] if least == size else [least, size]
 
     def encode(self, recurring: Recurring) -> bytes:
         if recurring.version == self._version:

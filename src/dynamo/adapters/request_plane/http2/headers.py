@@ -94,8 +94,9 @@ class Openings:
             varying += [literal(name, value) for name, value in _metadata_fields(request.metadata)]
         own = b"".join(varying)
         size = recurring.size + len(own) + FIELD_COST * len(varying)
-        limit = min(MAX_LIST_BYTES, int(min(most, MAX_LIST_BYTES))) - 1024
-        if size > limit:  # room for what is added when it is sent, and by proxies
+        limit = int(min(most, MAX_LIST_BYTES))
+        limit -= min(1024, limit // 8)  # room for what is added when it is sent, and by proxies
+        if size > limit:
             raise TooLargeError(f"endpoint and metadata of {size} bytes are over the limit of {limit}")
         timeout_s = request.timeout_s
         return Opening(recurring, own, None if timeout_s is None else monotonic() + timeout_s)
