@@ -1,4 +1,4 @@
-"""``GET /`` of a worker that serves over HTTP/2 tells what is served there, and other methods what is."""
+"""What a worker tells HTTP clients that know nothing of it: what it serves, and what is wrong with a request."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
+from dynamo.adapters.request_plane.http2 import open_http2
+from dynamo.core.config import Settings
+from dynamo.core.errors import (
+    AuthError,
+    BadPayloadError,
+    DeadlineError,
+    DrainingError,
+    DynamoError,
+    OverloadedError,
+    RemoteError,
+    TooLargeError,
+    UnknownEndpointError,
+    WrongInstanceError,
+)
 from dynamo.runtime import DistributedRuntime, endpoint, service
 from dynamo.sdk import serve_services
 
@@ -83,3 +97,38 @@ async def test_items_are_lines() -> None:
     async with worker() as client:
         answer = await client.post("/demo/Greeter/greet", json={"name": "you", "times": 2})
         assert answer.text == '"hello you"\n"hello you"\n'
+
+
+REFUSED: list[tuple[DynamoError, int, str | None]] = [
+    (BadPayloadError("no such field"), 400, None),
+    (AuthError("not you"), 401, None),
+    (UnknownEndpointError("nobody"), 404, None),
+    (TooLargeError("too much"), 413, None),
+    (OverloadedError("full"), 429, "1"),
+    (DrainingError("leaving"), 503, "1"),
+    (WrongInstanceError("another"), 503, "1"),
+    (DeadlineError("late"), 504, None),
+    (RemoteError("no 'x'", type_name="KeyError"), 500, None),
+    (RemoteError("gone", type_name="Gone", status=410), 410, None),
+]
+
+
+@pytest.mark.parametrize("error, status, retry_after", REFUSED, ids=lambda value: type(value).__name__)
+async def test_each_error_has_its_status_and_a_problem_body(
+    error: DynamoError, status: int, retry_after: str | None
+) -> None:
+    async with (
+        open_http2("http2://", Settings(tcp_host="127.0.0.1")) as plane,
+        plane.serve(lambda call: call.fail(error), instance_id=1, incarnation=1) as server,
+        httpx.AsyncClient(base_url=server.addresses[0], http1=False, http2=True, trust_env=False) as client,
+    ):
+        answer = await client.post("/a/b/c", json={})
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers.get("retry-after") == retry_after
+    problem = answer.json()
+    assert (problem["title"], problem["status"], problem["detail"]) == (
+        type(error).__name__,
+        status,
+        error.message,
+    )
