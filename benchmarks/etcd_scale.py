@@ -50,7 +50,7 @@ def quantile(values: list[float], share: float) -> float:
 
 async def watch(url: str, instances: int, changes: int, idle_s: float) -> None:
     """The watcher: prints one line of JSON a phase."""
-    async with registry.discovery.open(url, Settings()) as discovery:
+    async with registry.discovery.open(url, Settings.from_env()) as discovery:
         began = time.monotonic()
         async with discovery.watch(Scope.of(ENDPOINT)) as watching:
             while not isinstance(change := await watching.receive(), Snapshot):
