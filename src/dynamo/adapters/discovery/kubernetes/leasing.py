@@ -2,8 +2,7 @@
 
 It lives as long as its pod, whose garbage it is then, so nothing is renewed and no silence loses it. Who owns
 it is decided by the incarnation in it. Each incarnation applies under a field manager of its own, so that the
-server itself refuses a second one. Whether the owner that an object names still lives is found out by asking:
-who wants its place annotates the object, and a live owner takes the annotation away.
+server itself refuses a second one; ``claiming`` finds out whether the first one still lives.
 """
 
 from __future__ import annotations
@@ -11,35 +10,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import anyio
 
-from dynamo.adapters.discovery.kubernetes.access import Access, Object, Selection
+from dynamo.adapters.discovery.kubernetes.access import Access, Object
+from dynamo.adapters.discovery.kubernetes.claiming import Place
 from dynamo.adapters.discovery.kubernetes.configuration import Pod
-from dynamo.adapters.discovery.kubernetes.errors import RECORDS, RefusedError
+from dynamo.adapters.discovery.kubernetes.errors import RefusedError
 from dynamo.adapters.discovery.kubernetes.feed import Feed, Listener
 from dynamo.adapters.discovery.kubernetes.records import (
-    CLAIM,
     MANAGER,
     body_of,
     claims_of,
     data_in,
     data_of,
     incarnation_in,
+    owner_of,
 )
-from dynamo.core.errors import ClosedError, ConflictError, DynamoError, LeaseLostError, UnavailableError
+from dynamo.core.errors import ClosedError, DynamoError, LeaseLostError, UnavailableError
 from dynamo.core.lifetime import backoff, retrieve
 from dynamo.core.model import EndpointId, Instance
 
 END_S = 2.0  # to delete the object; its pod's end does it later
-ANSWER_S = 2.0  # for a live owner to answer that it lives
-LOOK_S = 0.2
 CALM_S = 30.0  # without a mending: the next one is quick again
 LONGEST_MEND_S = 10.0
-LONGEST_RETRY_S = 2.0
+RETRY_S, LONGEST_RETRY_S = 0.05, 2.0
 OFTEN = 5  # mendings in a row that a person should know of
+REMEMBERED = 32  # writes, whose echoes the watch brings later
 
 T = TypeVar("T")
 
@@ -54,13 +54,13 @@ class OwnLease(Listener):
         self.lost = asyncio.Event()
         self.reason = ""  # why it is lost
         self._access, self._pod, self._name = access, pod, name
-        self._selection = Selection(resource=RECORDS, fields=f"metadata.name={name}")
+        self._place = Place(access, name, incarnation)
         self._manager = f"{MANAGER}{incarnation:x}"
-        self._claim = f"{CLAIM}{incarnation:x}"
         self._uid: str | None = None  # of our object
         self._touched = False  # something may be there
         self._wanted: dict[EndpointId, Instance] = {}
-        self._sent: Object | None = None
+        self._sent: deque[Object] = deque(maxlen=REMEMBERED)
+        self._seen: Object | None = None  # by the watch
         self._turn = asyncio.Lock()  # who may write
         self._writing: asyncio.Task[Any] | None = None
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -72,7 +72,7 @@ class OwnLease(Listener):
 
     async def take(self) -> None:
         """Begin to follow the object. Raises UnavailableError, AuthError, ConfigError."""
-        feed = Feed(self._access, self._selection, self)
+        feed = Feed(self._access, self._place.selection, self)
         self._tasks = [
             asyncio.create_task(work, name=f"dynamo: {what} {self._name} on Kubernetes")
             for what, work in (
@@ -92,6 +92,8 @@ class OwnLease(Listener):
             wanted = {**self._wanted, instance.endpoint_id: instance}
             await self._write(data_of(self.incarnation, wanted.values()))
             self._wanted = wanted
+            if self._seen is not None:  # somebody may have asked before we knew that it is ours
+                self._hear(self._seen)
 
     async def remove(self, endpoint_id: EndpointId) -> None:
         """Raises UnavailableError, AuthError."""
@@ -114,17 +116,22 @@ class OwnLease(Listener):
         """Make the object say ``data``."""
         deadline = time.monotonic() + self._access.config.takeover_s
         while True:
-            self._sent, self._touched = data, True
+            self._sent.append(data)
+            self._touched = True
             if await self._through(self._apply(data)):
                 return
-            await self._claim_place(deadline)
+            await self._place.clear(deadline)
             self._check()
 
     async def _through(self, work: Coroutine[Any, Any, T]) -> T:
         """A write that was begun is seen to its end, also if we are cancelled: ``end`` waits for it."""
         self._writing = task = asyncio.ensure_future(work)
         task.add_done_callback(retrieve)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._doubt)  # a later write may have overtaken it
+            raise
 
     async def _apply(self, data: Object) -> bool:
         """False: the object is another incarnation's."""
@@ -136,7 +143,7 @@ class OwnLease(Listener):
             except RefusedError as error:
                 if error.status not in (404, 409):
                     raise
-                found = await self._look()  # gone, made again, or changed by hand
+                found = await self._place.look()  # gone, made again, or changed by hand
                 if found is not None and incarnation_in(found) != self.incarnation:
                     if self._uid is not None:
                         self._lose(found)
@@ -149,14 +156,10 @@ class OwnLease(Listener):
             return True
         raise UnavailableError(f"{self._name} in {self._access.where} changes faster than it can be written")
 
-    async def _look(self) -> Object | None:
-        found, _ = await self._access.list(self._selection)
-        return found[0] if found else None
-
     async def _delete(self) -> None:
         """Delete our object, and no other."""
         if self._uid is None:  # what was written last was not answered
-            found = await self._look()
+            found = await self._place.look()
             ours = found is not None and incarnation_in(found) == self.incarnation
             self._uid = found["metadata"]["uid"] if ours and found is not None else None
         if self._uid is not None:
@@ -165,53 +168,6 @@ class OwnLease(Listener):
             except RefusedError:  # gone, or another one by now
                 pass
         self._uid, self._touched = None, False
-
-    # Somebody else's object in our place.
-
-    async def _claim_place(self, deadline: float) -> None:
-        """Wait until it is gone; take it away if nobody answers for it. Raises ConflictError."""
-        while (found := await self._foreign()) is not None:
-            uid = found["metadata"]["uid"]
-            try:
-                await self._access.merge(
-                    self._name, {"metadata": {"uid": uid, "annotations": {self._claim: "is anybody there?"}}}
-                )
-                if not await self._answered(uid):
-                    continue
-            except RefusedError:  # it changed meanwhile
-                await asyncio.sleep(LOOK_S)
-                continue
-            if time.monotonic() > deadline:
-                raise ConflictError(
-                    f"{self._name} in namespace {self._access.namespace!r} belongs to incarnation "
-                    f"{incarnation_in(found) or 0:x} of {self.instance_id:x}, still alive after "
-                    f"{self._access.config.takeover_s:g} s; stop that one, or give each container of the pod "
-                    "its own records (DYN_KUBE_DISCOVERY_MODE=container)"
-                )
-            await asyncio.sleep(LOOK_S)
-
-    async def _foreign(self) -> Object | None:
-        found = await self._look()
-        return None if found is None or incarnation_in(found) == self.incarnation else found
-
-    async def _answered(self, uid: str) -> bool:
-        """Whether a live owner took our question away; where nobody does, the object is deleted."""
-        until = time.monotonic() + ANSWER_S
-        while True:
-            await asyncio.sleep(LOOK_S / 4)
-            found = await self._foreign()
-            if found is None or found["metadata"]["uid"] != uid:
-                return False
-            if self._claim not in claims_of(found):
-                return True
-            if time.monotonic() > until:
-                metadata = found["metadata"]
-                log.info("%s was left behind by an earlier process and is replaced", self._name)
-                await self._access.delete(
-                    self._name, {"uid": uid, "resourceVersion": metadata["resourceVersion"]}
-                )
-                return False
-            await asyncio.sleep(LOOK_S)
 
     # Our own object, followed.
 
@@ -228,15 +184,24 @@ class OwnLease(Listener):
             self._begun.set_exception(error)
 
     def _see(self, found: Object | None) -> None:
+        self._seen = found
         if self._uid is None or not self._wanted:
             return
-        ours = found is not None and incarnation_in(found) == self.incarnation
-        if found is None or not ours or data_in(found) != self._sent:
-            self._wrong = True
-            self._noticed.set()
-        if found is not None and ours and (asked := claims_of(found)):
+        ours = found is not None and owner_of(found) == (self._pod.name, self._pod.uid)
+        if found is not None and ours and data_in(found) in self._sent:
+            self._hear(found)
+        else:
+            self._doubt()
+
+    def _hear(self, found: Object) -> None:
+        if incarnation_in(found) == self.incarnation and (asked := claims_of(found)):
             self._asked = asked
             self._asking.set()
+
+    def _doubt(self, _: object = None) -> None:
+        """The object may not be as it should."""
+        self._wrong = True
+        self._noticed.set()
 
     async def _answer(self) -> None:
         """Tell who asks that we live."""
@@ -245,17 +210,18 @@ class OwnLease(Listener):
             self._asking.clear()
             answer: Object = {"uid": self._uid, "annotations": dict.fromkeys(self._asked)}
             try:
-                await self._access.merge(self._name, {"metadata": answer})
+                if self._uid is not None:
+                    await self._access.merge(self._name, {"metadata": answer})
             except RefusedError:
                 pass  # another object by now, which the watch will show
             except DynamoError:
                 self._asking.set()
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(RETRY_S)
 
     async def _mend(self) -> None:
         """Put back what was deleted or changed by hand."""
-        delays, mended_at, often = backoff(0.05, LONGEST_MEND_S), 0.0, 0
-        retries = backoff(0.05, LONGEST_RETRY_S)
+        delays, mended_at, often = backoff(RETRY_S, LONGEST_MEND_S), 0.0, 0
+        retries = backoff(RETRY_S, LONGEST_RETRY_S)
         while True:
             await self._noticed.wait()
             self._noticed.clear()
@@ -268,13 +234,12 @@ class OwnLease(Listener):
             except (LeaseLostError, ClosedError):
                 return
             except DynamoError:
-                self._wrong = True
-                self._noticed.set()
+                self._doubt()
                 await asyncio.sleep(next(retries))
                 continue
-            retries, now = backoff(0.05, LONGEST_RETRY_S), time.monotonic()
+            retries, now = backoff(RETRY_S, LONGEST_RETRY_S), time.monotonic()
             if now - mended_at > CALM_S:
-                delays, often = backoff(0.05, LONGEST_MEND_S), 0
+                delays, often = backoff(RETRY_S, LONGEST_MEND_S), 0
             mended_at, often = now, often + 1
             if often == OFTEN:
                 log.warning(
@@ -299,9 +264,8 @@ class OwnLease(Listener):
             task.cancel()
         with anyio.move_on_after(END_S, shield=True):
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            if self._writing is not None:
-                await asyncio.wait((self._writing,))
-            delays = backoff(0.05, 0.5)
+            await self._written()
+            delays = backoff(RETRY_S, 0.5)
             while self._touched and not self.reason:
                 try:
                     await self._delete()
@@ -311,3 +275,11 @@ class OwnLease(Listener):
                 except DynamoError as error:
                     log.warning("%s on Kubernetes stays until its pod ends: %s", self._name, error)
                     return
+
+    async def _written(self) -> None:
+        """Wait for what is being written, or give it up."""
+        if self._writing is not None:
+            try:
+                await asyncio.wait((self._writing,))
+            finally:
+                self._writing.cancel()

@@ -149,10 +149,11 @@ def read_record(found: Object, warned: set[str]) -> Record:
             if where not in warned:
                 warned.add(where)
                 log.warning("%s in Kubernetes cannot be read and is passed over: %s", where, error)
-    return Record(pod=_owner(found), instances=tuple(instances))
+    return Record(pod=owner_of(found), instances=tuple(instances))
 
 
-def _owner(found: Object) -> PodKey | None:
+def owner_of(found: Object) -> PodKey | None:
+    """The pod whose garbage it will be."""
     for owner in found["metadata"].get("ownerReferences") or ():
         if owner.get("kind") == "Pod" and owner.get("apiVersion") == "v1":
             return str(owner.get("name")), str(owner.get("uid"))
