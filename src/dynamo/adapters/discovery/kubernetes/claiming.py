@@ -57,7 +57,7 @@ class Place:
                 raise ConflictError(
                     f"{self._name} in namespace {self._access.namespace!r} belongs to incarnation "
                     f"{incarnation_in(found) or 0:x}, still alive after {waited_s:g} s; stop that one, "
-                    "or let each container of the pod have its own records (DYN_KUBE_DISCOVERY_MODE=container)"
+                    "or give each container of the pod its own records (DYN_KUBE_DISCOVERY_MODE=container)"
                 )
             await asyncio.sleep(LOOK_S)
 
