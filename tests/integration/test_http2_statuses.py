@@ -1,4 +1,4 @@
-"""What a worker tells HTTP clients that know nothing of it: what it serves, and what is wrong with a request."""
+"""What a worker tells HTTP clients that know nothing of it: what it serves, and what is wrong with requests."""
 
 from __future__ import annotations
 
@@ -76,6 +76,12 @@ async def test_another_method_is_told_which_is_allowed(method: str, path: str, a
         problem = answer.json()
         assert problem["status"] == 405
         assert path in problem["detail"]
+
+
+async def test_the_answer_to_head_has_no_body() -> None:
+    async with worker() as client:
+        answer = await client.head("/")
+        assert (answer.status_code, answer.headers["allow"], answer.content) == (405, "GET", b"")
 
 
 async def test_a_body_of_another_type_is_told_which_is_read() -> None:

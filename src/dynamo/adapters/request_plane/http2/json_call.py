@@ -34,6 +34,7 @@ class JsonCall(Http2Call):
         super().__init__(connection, request, window)
         self._events = EVENTS in fields.get("accept", "")
         self._asks_what_is_served = fields.get(":method") == "GET"
+        self._wants_no_body = fields.get(":method") == "HEAD"
         self._limit = connection.options.max_message_bytes
         length = fields.get("content-length", "")
         self._expected = int(length) if length.isdecimal() and len(length) < 20 else None
@@ -99,7 +100,8 @@ class JsonCall(Http2Call):
             body = json.dumps(shown).encode() + b"\n"
             allow = error.allow if isinstance(error, MethodError) else ""
             self._head = problem_head(shown["status"], len(body), allow)
-            self._tell(body)
+            if not self._wants_no_body:
+                self._tell(body)
         super()._fail(error, retry)
 
     def head(self, encoder: FieldEncoder) -> bytes:
