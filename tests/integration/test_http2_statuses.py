@@ -1,4 +1,4 @@
-"""What a worker tells HTTP clients that know nothing of it: what it serves, and what is wrong with requests."""
+"""What a worker tells HTTP clients: what it serves, and what is wrong with a request."""
 
 from __future__ import annotations
 
