@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,10 @@ from dynamo.adapters.request_plane.nats import NatsRequestPlane, open_nats
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, DrainingError, Retry, UnavailableError
 from dynamo.core.ports.request_plane import IncomingCall, Request, Server
+from dynamo.runtime import Client
 from integration.nats_calls import outcome, start
+from matrix.deployment import BOUND_S, Pair, deployed, pairs
+from matrix.worker import COMPONENT
 from nats_server import shared
 
 pytestmark = pytest.mark.anyio
@@ -80,7 +84,6 @@ async def test_calls_reach_all_workers_of_one_address_and_each_is_whole(token: s
         found: Counter[int] = Counter()
         while len(found) < 3:
             found.update(await asyncio.gather(*(answered_by(caller) for _ in range(30))))
-        assert {worker.calls for worker in workers if worker.calls == 0} == set()
 
 
 async def test_what_is_larger_than_a_message_goes_to_one_worker() -> None:
@@ -109,7 +112,6 @@ async def test_a_worker_that_drains_is_chosen_no_more_and_finishes() -> None:
             waiting = start(caller, GROUP, "waits")
             await answered_by(caller)
         leaves.server.drain()
-        taken = leaves.calls
         found = await asyncio.gather(*(answered_by(caller) for _ in range(50)), return_exceptions=True)
         # Those of the tick in which it was told may still have gone there.
         assert {one for one in found if isinstance(one, int)} <= {leaves.number, stays.number}
@@ -140,3 +142,29 @@ async def test_a_group_is_checked_and_called_for_its_own_endpoints_only() -> Non
         for bad in ("nats:///a.b", "nats:///a.*.c", "nats:///a.b.c.d", "nats:///a.b.**"):
             with pytest.raises(ConfigError, match="expected nats:///name"):
                 start(caller, bad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", pairs(lambda pair: str(pair) == "static-nats"))
+async def test_one_declared_address_is_many_workers_that_come_and_go(pair: Pair, tmp_path: Path) -> None:
+    async def asked(client: Client) -> set[str]:
+        answers = await asyncio.gather(*(client.call(n, timeout_s=BOUND_S) for n in range(30)))
+        return {answer["worker"] for answer in answers}
+
+    async def until_asked(client: Client, expected: set[str]) -> None:
+        async with asyncio.timeout(BOUND_S):
+            while await asked(client) != expected:
+                pass
+
+    async with deployed(pair, tmp_path, "one", "two", addresses=[f"nats:///{COMPONENT}.*"]) as deployment:
+        client = await deployment.client("echo")
+        await until_asked(client, {"one", "two"})
+        leaver = deployment.workers[0]
+        leaver.drain()
+        left = asyncio.create_task(leaver.gone())
+        while not left.done():
+            await client.call(1, timeout_s=BOUND_S)  # none is turned away meanwhile
+        await left
+        assert await asked(client) == {"two"}
+        await deployment.start("three")
+        await until_asked(client, {"two", "three"})
