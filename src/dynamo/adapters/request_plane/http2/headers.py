@@ -31,6 +31,7 @@ NATIVE = "application/vnd.dynamo.stream"
 LINES = "application/x-ndjson"
 EVENTS = "text/event-stream"
 MOST_KINDS = 1024  # of calls, by endpoint, that a connection keeps the fields of
+END_BYTES = 192  # of trailers, beside the error
 MAX_ERROR_BYTES = 24 * 1024  # of an encoded error: its three texts may have 16 KiB each
 _MAX_INT = 2**31 - 1
 
@@ -143,13 +144,14 @@ def read_limit(fields: Mapping[str, str]) -> float:
     return int(value) if value.isdecimal() and len(value) < 20 else math.inf
 
 
-def end_fields(error: DynamoError | None, retry: Retry | None = None) -> Fields:
-    """The trailers of a response."""
+def end_fields(error: DynamoError | None, retry: Retry | None = None, most: float = MAX_LIST_BYTES) -> Fields:
+    """The trailers of a response to a peer that takes ``most`` bytes of fields; a long message is cut."""
     if error is None:
         return [("dynamo-end", "ok")]
     body = encode_error(error, retry)
-    if len(body) > MAX_ERROR_BYTES:
-        shorter = type(error)(f"{str(error)[:4096]} ...")
+    limit = int(min(MAX_ERROR_BYTES, (most - END_BYTES) * 3 / 4))  # base64 makes four bytes of three
+    if len(body) > limit:
+        shorter = type(error)(f"{str(error)[: max(0, min(4096, limit // 4 - 32))]} ...")
         shorter.remote, shorter.retry = error.remote, error.retry
         body = encode_error(shorter, retry)
     return [

@@ -105,7 +105,8 @@ class Http2Call(Sending, Receiving, IncomingCall, OutgoingCall):
         """The one that stands behind them."""
         if self.failure is None:
             return encoder.encode(self.connection.clean_end)
-        return encoder.encode_once(end_fields(self.failure, self.failure_retry))
+        fields = end_fields(self.failure, self.failure_retry, self.connection.peer.max_list)
+        return encoder.encode_once(fields)
 
     def refuse(self, error: DynamoError) -> None:
         self._fail(error, Retry.SAFE)
