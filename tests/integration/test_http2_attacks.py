@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,11 @@ from dynamo.adapters.request_plane.http2 import open_http2
 from dynamo.adapters.request_plane.http2.frames import PREFACE
 from dynamo.core.config import Settings
 from dynamo.core.ports.request_plane import IncomingCall, Request
-from unit.http2.attacks import ATTACKS, Attack, frame, other_protocol
+from unit.http2.attacks import ATTACKS, CODES, Attack, frame, other_protocol
+from unit.http2.caller import Caller, Handler
+from unit.http2.odd import change
+from unit.http2.test_connection import connection
+from unit.http2.test_sequences import RIGHT
 
 pytestmark = pytest.mark.anyio
 
@@ -25,13 +30,18 @@ async def goodbye_after(port: int, attack: Iterator[bytes], *, preface: bool) ->
         writer.write(piece)
     answer = await reader.read()
     writer.close()
+    return goodbyes(answer)[-1]
+
+
+def goodbyes(answer: bytes) -> list[int]:
+    """The codes of the GOAWAY frames."""
     codes = []
     while answer:
         length = int.from_bytes(answer[:3])
         if answer[3] == 7:
             codes.append(int.from_bytes(answer[13:17]))
         answer = answer[9 + length :]
-    return codes[-1]
+    return codes
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -59,3 +69,50 @@ async def test_an_attack_ends_its_connection_and_no_other(attack: Attack) -> Non
             await ours.wait()
         assert (ours.error, ours.received) == (None, 2)
         assert server.calls == 0
+
+
+@pytest.mark.parametrize(
+    "count", [60, pytest.param(5000, marks=(pytest.mark.soak, pytest.mark.timeout(1800)))]
+)
+async def test_sequences_with_mistakes_end_their_connection_and_no_other(count: int) -> None:
+    """The 100,000 of them run against the connection itself; these against a socket, some at a time."""
+    ours = Handler()
+    endings = {"goodbye": 0, "went on": 0}
+    async with (
+        open_http2("http2://", Settings(tcp_host="127.0.0.1")) as plane,
+        plane.serve(ours.accept, instance_id=1, incarnation=1) as server,  # type: ignore[arg-type]
+    ):
+        (address,) = server.addresses
+        held = b"\x81\xa2do\xa4hold"
+        neighbour = plane.call(address, Request(endpoint="a.b.c", request_id="r", payload=held, end=False))
+
+        async def one(seed: int) -> None:
+            draw = random.Random(seed)
+            caller = Caller(connection(dialer=True), Handler())
+            said = b"".join(caller.step(draw.choice(RIGHT), draw.randrange(256)) for _ in range(20))
+            places = [
+                (
+                    draw.randrange(2**16),
+                    draw.choice(["flip", "set", "cut", "double", "insert"]),
+                    draw.randrange(256),
+                )
+                for _ in range(draw.choice([1, 3]))
+            ]
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+            writer.write(PREFACE + frame(4, 0, 0) + change(said, places))
+            writer.write_eof()
+            codes = goodbyes(await reader.read())
+            assert set(codes) <= set(CODES), f"seed {seed}"
+            endings["goodbye" if any(codes) else "went on"] += 1
+            writer.close()
+
+        for batch in range(0, count, 20):
+            async with asyncio.timeout(20):
+                await asyncio.gather(*(one(seed) for seed in range(batch, batch + 20)))
+                neighbour.send(bytes([batch % 128]))
+                while neighbour.receive_nowait() is None:
+                    ours.turn()
+                    await asyncio.sleep(0)
+        print(f"\n{count:,} sequences over sockets: {endings}")
+        assert all(endings.values())
+        neighbour.kill()

@@ -1,10 +1,11 @@
-"""curl, which knows nothing of this library, calls a worker over HTTP/2."""
+"""curl and nghttp, which know nothing of this library, call a worker over HTTP/2."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,24 @@ async def test_lines_come_as_they_are_made() -> None:
         worker.go_on.set()
         rest, _ = await process.communicate()
         assert [json.loads(line) for line in rest.splitlines()] == greetings("waits")[1:]
+
+
+@pytest.mark.skipif(shutil.which("nghttp") is None, reason="nghttp (nghttp2-client) is not installed")
+async def test_a_call_of_nghttp_outlives_both_goaways_of_a_worker(tmp_path: Path) -> None:
+    """curl 7.88 takes the first for the end of the body, and says that all went well."""
+    (body := tmp_path / "body").write_text('{"name": "waits"}')
+    async with working() as worker, asyncio.timeout(BOUND_S):
+        process = await asyncio.create_subprocess_exec(
+            *("nghttp", "-d", body, "-H", "content-type: application/json", worker.address + PATH),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        while not worker.calls:
+            await asyncio.sleep(0.001)
+        worker.server.drain()
+        worker.server.refuse()
+        worker.go_on.set()
+        output, _ = await process.communicate()
+        assert [json.loads(line) for line in output.splitlines()] == greetings("waits")
 
 
 async def test_curl_reads_server_sent_events() -> None:
