@@ -15,12 +15,11 @@ import httpx
 import pytest
 
 import control_plane_program
+from control_plane_program import START
 
 START_S = 40.0
 STOP_S = 10.0
 HOST = "127.0.0.1"
-# A server dies with the thread that started it (PR_SET_PDEATHSIG).
-START = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 def program() -> Path:
