@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -19,7 +20,8 @@ from dynamo.cli.app import COMMANDS
 from dynamo.core.config import Settings
 from dynamo.core.ports import discovery, request_plane
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src"}
 
 
@@ -32,9 +34,11 @@ def build(source: Path, output: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The site, and what the build complained about."""
-    output = tmp_path_factory.mktemp("site") / "html"
+def built() -> tuple[Path, str]:
+    """The site, in build/docs, and what the build complained about."""
+    output = ROOT / "build" / "docs"
+    for left in (output, output.with_name("doctrees")):
+        shutil.rmtree(left, ignore_errors=True)
     return output, build(DOCS, output).stderr
 
 
