@@ -13,6 +13,7 @@ from dynamo.adapters.request_plane.http2.frames import (
     ALL_STREAMS,
     DEFAULT_WINDOW,
     LARGEST_WINDOW,
+    PING_FRAME,
     PREFACE,
     Code,
     Violation,
@@ -20,7 +21,6 @@ from dynamo.adapters.request_plane.http2.frames import (
     window_frame,
 )
 from dynamo.adapters.request_plane.http2.headers import EVENTS, LINES, NATIVE, Openings, end_fields
-from dynamo.adapters.request_plane.http2.keepalive import Keepalive
 from dynamo.adapters.request_plane.http2.outbox import Outbox
 from dynamo.adapters.request_plane.http2.reader import Reader
 from dynamo.adapters.request_plane.http2.settings import PeerSettings, our_settings
@@ -29,6 +29,7 @@ from dynamo.core.errors import DrainingError, DynamoError, UnavailableError, Wir
 from dynamo.core.ports.request_plane import Request
 from dynamo.core.wire.budget import ReceiveBudget
 from dynamo.core.wire.frames import MIN_WINDOW
+from dynamo.core.wire.keepalive import Keepalive
 from dynamo.core.wire.opening import Options
 from dynamo.core.wire.sending import too_large
 
@@ -59,6 +60,7 @@ class Http2Connection:
         self.on_idle: Callable[[], None] | None = None
         self.on_end: Callable[[], None] = _nothing
         self.calls: dict[int, Http2Call] = {}  # by stream, until both sides are done
+        self.held = 0  # of them, whose first item is not whole
         self.last_id = 0  # of the streams that the peer opened
         self.goaways = 0
         # What a stream may send us before it is told more: callers get theirs from the budget, one by one.
@@ -73,7 +75,8 @@ class Http2Connection:
         self.outbox = Outbox(self.peer, self.floods, dialer=dialer)
         self._reader = Reader(Dispatch(self), preface=not dialer, floods=None if dialer else self.floods)
         self._openings = Openings(scheme, options)
-        self._keepalive = Keepalive(self)
+        self._keepalive = Keepalive(self, options)
+        self._heard = False  # something came since the last tick
         self.outbox.put(
             (PREFACE if dialer else b"")
             + our_settings(dialer=dialer, window=self.first_window)
@@ -125,7 +128,7 @@ class Http2Connection:
     def buffer_updated(self, size: int) -> None:
         if self.closed:
             return
-        self._keepalive.heard = True
+        self._heard = True
         try:
             self._reader.received(size)
             if self.outbox.unread > MAX_UNREAD_BYTES:
@@ -179,7 +182,21 @@ class Http2Connection:
 
     def tick(self, now: float) -> float:
         """Keep-alive and the bound of the opening; returns when to be called again."""
-        return math.inf if self.closed else self._keepalive.tick(now)
+        if self.closed:
+            return math.inf
+        heard, self._heard = self._heard, False
+        return self._keepalive.tick(now, heard)
+
+    def unanswered(self) -> list[Http2Call]:
+        """The calls of ours that may run twice and brought nothing yet."""
+        if not self.dialer:
+            return []
+        calls = (*self.calls.values(), *self.outbox.waiting)
+        return [call for call in calls if call.request.idempotent and not call.head_came]
+
+    def ask(self) -> None:
+        """Queue a PING."""
+        self.outbox.put(PING_FRAME)
 
     # The end of it.
 
@@ -262,6 +279,7 @@ class Http2Connection:
         else:
             self.calls.pop(call.id, None)
             self.outbox.forget(call)
+            self.held -= call.held
         if self.on_idle is not None and not self.calls and not waiting:
             self.on_idle()
         if waiting:

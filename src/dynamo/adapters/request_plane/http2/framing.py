@@ -7,8 +7,10 @@ from this side. ``NO_ITEM``: only its flags count, and its length is 0. ``STOP``
 from __future__ import annotations
 
 import struct
+from typing import cast
 
 from dynamo.core.errors import DynamoError, WireError
+from dynamo.core.wire.receiving import Assembly
 from dynamo.core.wire.sending import too_large
 
 RAW, LAST, NO_ITEM, STOP = 1, 2, 4, 8
@@ -23,47 +25,65 @@ STOP_MESSAGE = pack_prefix(STOP | NO_ITEM, 0)
 
 
 class Messages:
-    """Puts messages together out of what arrives."""
+    """Puts messages together out of what arrives. Up to ``room`` bytes are kept for one that has begun; once
+    ``has_grant`` is set, as many as it announced.
+    """
 
-    __slots__ = ("_buffer", "_limit", "needed")
+    __slots__ = ("_assembly", "_flags", "_limit", "_room", "_start", "has_grant")
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._buffer: bytearray | None = None  # the message that is incomplete
-        self.needed = 0
-        """Bytes of that message, 0 if none is incomplete or its length is not here yet."""
+    def __init__(self, limit: int, room: int) -> None:
+        self._limit, self._room = limit, room
+        self.has_grant = False
+        self._start = b""  # of a message whose length is not here yet
+        self._flags = 0
+        self._assembly: Assembly | None = None  # of the message whose body is not whole
 
     @property
     def incomplete(self) -> bool:
-        return self._buffer is not None
+        return self._assembly is not None or bool(self._start)
+
+    @property
+    def needed(self) -> int:
+        """Bytes of the message that is incomplete, 0 if none is or its length is not here yet."""
+        return 0 if self._assembly is None else self._assembly.total + PREFIX_BYTES
 
     def feed(self, data: bytes) -> tuple[list[tuple[int, bytes]], DynamoError | None]:
         """Flags and body of each message that is whole now, and what is wrong with what follows them."""
         whole: list[tuple[int, bytes]] = []
-        source: bytes | memoryview = data
-        if (buffer := self._buffer) is not None:
-            buffer += data
-            if len(buffer) < max(self.needed, PREFIX_BYTES):
+        at = 0
+        if self._assembly is not None:
+            at = self._fill(self._assembly, data)
+            if self._assembly.filled < self._assembly.total:
                 return whole, None
-            self._buffer = None
-            source = memoryview(buffer)
-        error: DynamoError | None = None
-        at, end = 0, len(source)
-        self.needed = 0
+            whole.append((self._flags, cast(bytes, self._assembly.payload())))
+            self._assembly = None
+        elif self._start:
+            data, self._start = self._start + data, b""
+        end = len(data)
         while end - at >= PREFIX_BYTES:
-            flags, length = _unpack_prefix(source, at)
+            flags, length = _unpack_prefix(data, at)
             if flags > KNOWN or (flags & NO_ITEM and length):
-                error = WireError(f"a message with flags {flags} and {length} bytes")
-                break
+                return whole, WireError(f"a message with flags {flags} and {length} bytes")
             if length > self._limit:
-                error = too_large(length, self._limit)
-                break
-            after = at + PREFIX_BYTES + length
+                return whole, too_large(length, self._limit)
+            at += PREFIX_BYTES
+            after = at + length
             if after > end:
-                self.needed = PREFIX_BYTES + length
-                break
-            whole.append((flags, bytes(source[at + PREFIX_BYTES : after])))
+                self._flags, self.has_grant = flags, False
+                known = length if length <= self._room else end - at
+                self._assembly = Assembly(length, raw=False, size=known)
+                self._fill(self._assembly, data[at:])
+                return whole, None
+            whole.append((flags, data[at:after]))
             at = after
         if at < end:
-            self._buffer = bytearray(source[at:])
-        return whole, error
+            self._start = data[at:]
+        return whole, None
+
+    def _fill(self, assembly: Assembly, data: bytes) -> int:
+        """The bytes that it took."""
+        size = min(len(data), assembly.total - assembly.filled)
+        part = data if size == len(data) else memoryview(data)[:size]
+        assembly.room(size, self.has_grant)[:] = part
+        assembly.filled += size
+        return size

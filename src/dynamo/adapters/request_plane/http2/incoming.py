@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from dynamo.adapters.request_plane.http2.connection import Http2Connection
 
 
+HELD_SHARE = 8  # one byte in so many of the budget is for what one peer began to send and did not finish
+
+
 class Incoming:
     """Calls are ``held`` until their first item is whole, and accepted then."""
 
@@ -61,7 +64,8 @@ class Incoming:
         call.credit = connection.peer.window
         connection.calls[stream] = call
         if error is None and not ended:
-            if connection.budget.reserve(call.window):
+            budget = connection.budget
+            if connection.held * call.window < budget.total // HELD_SHARE and budget.reserve(call.window):
                 call.reserved = call.window
             else:
                 full = "no memory is left for the input of a call (DYN_RECEIVE_BUDGET_BYTES)"
@@ -72,6 +76,7 @@ class Incoming:
             return
         call.max_send = min(call.max_send, headers.read_limit(fields))
         call.held = True
+        connection.held += 1
         if native and fields.get("dynamo-first-item") == "none":
             self._accept(call)
         elif native:
@@ -142,6 +147,7 @@ class Incoming:
     def _accept(self, call: Http2Call) -> None:
         connection = self._connection
         call.held = False
+        connection.held -= 1
         if call.request.end:
             call.end_input(None)
         else:

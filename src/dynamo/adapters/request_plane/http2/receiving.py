@@ -36,7 +36,7 @@ class Receiving:
         self.granted_bytes = 0  # of the budget, granted beyond the window
         self._asked = False  # for that
         self._wants = False  # a reader waits
-        self._messages = Messages(max_receive)
+        self._messages = Messages(max_receive, window)
         self._items: deque[Payload] = deque()
         self._received = 0
         self._error: DynamoError | None = None
@@ -156,6 +156,7 @@ class Receiving:
         """The budget has room for the item that is larger than the window."""
         self._asked = False
         self.granted_bytes = size
+        self._messages.has_grant = True
         self._give(size)
 
     @abstractmethod
