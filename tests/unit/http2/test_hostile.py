@@ -16,6 +16,8 @@ from dynamo.adapters.request_plane.http2.connection import Http2Connection
 from dynamo.adapters.request_plane.http2.frames import PREFACE
 from dynamo.adapters.request_plane.http2.stream import Http2Call
 from dynamo.core.ports.request_plane import Request
+from dynamo.core.wire.budget import ReceiveBudget
+from dynamo.core.wire.opening import Options
 from unit.http2.attacks import (
     ATTACKS,
     DATA,
@@ -252,3 +254,29 @@ def test_a_reader_of_small_items_opens_windows_far_less_often_than_a_worker_allo
             feed(listener, answer)
     assert reading.received == 50 * 160
     assert 0 < updates <= data * floods.PER_DATA / 2
+
+
+def test_who_begins_thousands_of_requests_and_finishes_none_leaves_memory_for_others() -> None:
+    budget = ReceiveBudget(2**28)
+    slow_taken: list[Http2Call] = []
+    other_taken: list[Http2Call] = []
+    slow, other = (
+        Http2Connection(Options(peer="a caller"), budget, dialer=False, accept=taken.append)
+        for taken in (slow_taken, other_taken)
+    )
+    for side in (slow, other):
+        feed(side, PREFACE + frame(SETTINGS, 0, 0))
+        output(side)
+    encoder = hpack.Encoder()
+    for number in range(4000):
+        feed(slow, frame(HEADERS, END_HEADERS, 2 * number + 1, encoder.encode(REQUEST)))
+    assert budget.used < budget.total // 4
+    feed(other, frame(HEADERS, END_HEADERS, 1, request()) + frame(DATA, END_STREAM, 1, b"{}"))
+    assert len(other_taken) == 1
+    feed(slow, frame(DATA, END_STREAM, 1, b"{}"))
+    feed(slow, frame(DATA, END_STREAM, 3999 * 2 + 1, b"{}"))
+    assert len(slow_taken) == 1
+    assert b'"status": 429' in output(slow)
+    slow.connection_lost()
+    other.connection_lost()
+    assert slow.held == budget.used == 0

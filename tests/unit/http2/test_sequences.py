@@ -160,7 +160,7 @@ def test_what_is_wrong_is_told_with_the_right_code(wrong: Wrong) -> None:
 
 
 def test_sequences_of_frames_harm_nobody() -> None:
-    run_many(500)
+    run_many(250)
 
 
 @pytest.mark.soak

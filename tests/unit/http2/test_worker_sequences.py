@@ -202,7 +202,7 @@ def run_many(count: int) -> None:
 
 
 def test_whatever_a_worker_says_calls_end_typed() -> None:
-    run_many(300)
+    run_many(150)
 
 
 @pytest.mark.soak

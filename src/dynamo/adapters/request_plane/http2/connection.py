@@ -194,9 +194,10 @@ class Http2Connection:
         calls = (*self.calls.values(), *self.outbox.waiting)
         return [call for call in calls if call.request.idempotent and not call.head_came]
 
-    def ask(self) -> None:
+    def probe(self) -> None:
         """Queue a PING."""
-        self.outbox.put(PING_FRAME)
+        if not self.closed:
+            self.outbox.put(PING_FRAME)
 
     # The end of it.
 
