@@ -108,9 +108,9 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def contract(session: nox.Session) -> None:
     """What every adapter promises: with uvloop and msgspec, then from the wheel with asyncio and msgpack."""
-    suite(session, dev(session), "contract", "-n4", *ELSEWHERE, loop="uvloop")
+    suite(session, dev(session), "contract", "-n3", *ELSEWHERE, loop="uvloop")
     extras = (f"--ignore-glob=*_{name}*" for name in ("etcd", "http2", "kubernetes", "nats"))
-    suite(session, plain(session), "contract", "-n4", *extras)
+    suite(session, plain(session), "contract", "-n3", *extras)
 
 
 @nox.session
@@ -122,21 +122,19 @@ def matrix(session: nox.Session) -> None:
 @nox.session
 def integration(session: nox.Session) -> None:
     """Programs as users write them, in processes of their own."""
-    suite(session, dev(session), "integration", "-n2", *ELSEWHERE)
+    suite(session, dev(session), "integration", "-n3", "--dist=worksteal", *ELSEWHERE)
 
 
 @nox.session
 def chaos(session: nox.Session) -> None:
     """Faults of every kind while a load runs."""
-    suite(session, dev(session), "chaos", *ELSEWHERE)
+    suite(session, dev(session), "chaos", "-n2", "--dist=worksteal", *ELSEWHERE)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The site, into build/docs, where a broken link is an error; then its tests, which run every snippet."""
-    python = dev(session)
-    session.run(python, "-m", "sphinx", "-qW", "--keep-going", "-d", "build/doctrees", "docs", "build/docs")
-    suite(session, python, "docs", "-n2", "--dist=loadfile")
+    """The site, which its tests build into build/docs, where a broken link is an error; and every snippet."""
+    suite(session, dev(session), "docs", "-n2", "--dist=loadfile")
 
 
 @nox.session

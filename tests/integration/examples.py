@@ -90,7 +90,7 @@ class Stage:
         """Run it to its end; what it printed."""
         program = self.start(*arguments)
         output, _ = program.process.communicate()
-        assert (program.process.returncode, program.errors()) == (0, "")
+        assert (program.process.returncode, program.errors()) == (0, ""), (output, program.errors())
         return output
 
     def end(self, program: Program) -> None:

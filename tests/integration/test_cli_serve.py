@@ -99,7 +99,9 @@ class Folder:
         )  # fmt: skip
 
     def pid_of(self, instance: int) -> int:
-        return int(self.run("call", "demo.Backend.pid", "{}", "--instance", str(instance)).stdout)
+        done = self.run("call", "demo.Backend.pid", "{}", "--instance", str(instance))
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
 
     def backends(self) -> list[int]:
         listed = json.loads(self.run("ls", "demo.Backend.pid", "--json").stdout)
