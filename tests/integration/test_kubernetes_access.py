@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 import control_plane
@@ -113,10 +114,45 @@ async def test_a_worker_that_may_only_read_is_told_which_rule_is_missing(namespa
 async def test_a_namespace_that_is_not_there_is_told(namespace: Namespace) -> None:
     pod = await namespace.kubelet.start("worker-0")
     one = an_instance(1)
-    async with open_kubernetes("kubernetes://nowhere", settings(namespace, pod)) as client:
-        async with lease_for(client, one) as lease:
-            with pytest.raises(ConfigError, match="no namespace 'nowhere'"):
-                await lease.put(one)
+    lost = settings(namespace, pod, pod_namespace="nowhere")
+    async with open_kubernetes("kubernetes://", lost) as client, lease_for(client, one) as lease:
+        with pytest.raises(ConfigError, match="no namespace 'nowhere'"):
+            await lease.put(one)
+
+
+async def test_a_record_is_not_put_where_its_pod_is_not(namespace: Namespace) -> None:
+    pod = await namespace.kubelet.start("worker-0")
+    async with open_kubernetes("kubernetes://default", settings(namespace, pod)) as client:
+        async with following(client) as follower:
+            assert follower.live == {}  # who only calls may look there
+        with pytest.raises(ConfigError, match=rf"namespace '{namespace.name}' \(POD_NAMESPACE\)"):
+            async with lease_for(client, an_instance(1)):
+                pass
+
+
+async def test_each_change_is_one_request(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = await namespace.kubelet.start("worker-0")
+    async with worker(namespace, pod) as one:
+        sent: list[str] = []
+        send = credentials.Way.send
+
+        async def counted(way: credentials.Way, method: str, *rest: Any) -> Any:
+            sent.append(method)
+            return await send(way, method, *rest)
+
+        monkeypatch.setattr(credentials.Way, "send", counted)
+        others = [attrs.evolve(ENDPOINT, name=f"endpoint-{number}") for number in range(10)]
+        async with caller(namespace) as follower:
+            await one.lease.put(attrs.evolve(one.instance, endpoint_id=others[0]))
+            await follower.until(lambda live: len(live) == 2)  # so that its watch has begun
+            await one.lease.remove(others[0])
+            sent.clear()
+            for other in others:
+                await one.lease.put(attrs.evolve(one.instance, endpoint_id=other))
+            for other in others:
+                await one.lease.remove(other)
+            await follower.until(lambda live: live == by_key(one.instance) and len(follower.changes) > 3)
+        assert sent == ["PATCH"] * 20
 
 
 async def test_a_record_that_kubernetes_would_change_or_refuse_is_no_outage(namespace: Namespace) -> None:

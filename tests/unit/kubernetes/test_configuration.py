@@ -103,3 +103,10 @@ def test_container_mode_needs_the_containers_name() -> None:
         configuration.pod(settings(mode))
     assert configuration.pod(settings({**mode, "CONTAINER_NAME": "main"})).container == "main"
     assert configuration.pod(settings({**POD, "CONTAINER_NAME": "main"})).container is None
+
+
+def test_who_serves_does_so_where_its_pod_is() -> None:
+    configuration.check_home(settings(), "anywhere")
+    configuration.check_home(settings({"POD_NAMESPACE": "prod"}), "prod")
+    with pytest.raises(ConfigError, match=r"namespace 'prod' \(POD_NAMESPACE\), and the URL names 'other'"):
+        configuration.check_home(settings({"POD_NAMESPACE": "prod"}), "other")

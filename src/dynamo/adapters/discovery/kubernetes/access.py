@@ -67,10 +67,12 @@ class Access:
         page = query
         while True:
             answer = await self._call("GET", "list", selection.resource, query=page)
-            metadata = answer.get("metadata") or {}
-            found += answer.get("items") or ()
+            metadata, items = answer.get("metadata"), answer.get("items")
+            if not isinstance(metadata, dict) or not metadata.get("resourceVersion"):
+                raise self._stranger()  # what a proxy says in its place is no empty listing
+            found += items or ()
             if not (token := metadata.get("continue")):
-                return found, str(metadata.get("resourceVersion") or "")
+                return found, str(metadata["resourceVersion"])
             page = [*query, ("continue", token)]
 
     async def probe(self, resource: Resource) -> None:
@@ -181,8 +183,11 @@ class Access:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise UnavailableError(f"what answers at {self.where} is no Kubernetes API server")
+            raise self._stranger()
         return answer
+
+    def _stranger(self) -> UnavailableError:
+        return UnavailableError(f"what answers at {self.where} is no Kubernetes API server")
 
 
 class Watching:
@@ -193,14 +198,16 @@ class Watching:
         self._rest = b""
 
     async def events(self) -> list[Object]:
-        """Wait for some; none: the server ended the watch, as it does when the time has passed."""
+        """Wait for some; none: the watch has ended, as it does when the time has passed or a connection
+        breaks. Raises UnavailableError for what cannot be read.
+        """
         while True:
             try:
                 chunk = await self._response.content.readany()
-            except (aiohttp.ClientError, OSError) as error:
-                if isinstance(error, TimeoutError):
-                    raise
-                raise unreachable(error, self._access.where) from error
+            except TimeoutError:  # an OSError too
+                raise
+            except (aiohttp.ClientError, OSError):
+                return []
             if not chunk:
                 return []
             *lines, self._rest = (self._rest + chunk).split(b"\n")

@@ -100,6 +100,7 @@ class KubernetesDiscovery(OpenClient):
     @asynccontextmanager
     async def lease(self, *, instance_id: int, incarnation: int) -> AsyncIterator[Lease]:
         self.check_open()
+        configuration.check_home(self._settings, self._access.namespace)
         pod = configuration.pod(self._settings)
         name = self._names.get(instance_id) or f"{object_name(pod, 0)}-{instance_id:x}"
         own = OwnLease(self._access, pod, name, instance_id, incarnation)

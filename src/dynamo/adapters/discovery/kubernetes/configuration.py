@@ -81,9 +81,24 @@ def _way(settings: Settings) -> tuple[str | None, str]:
     )
 
 
+def _home(settings: Settings) -> str | None:
+    """Our pod's own namespace, as far as the downward API says it."""
+    return settings.pod_namespace or _text(PODINFO / "pod_namespace")
+
+
+def check_home(settings: Settings, namespace: str) -> None:
+    """Raise ConfigError where nobody could serve: an object cannot belong to a pod of another namespace."""
+    if (home := _home(settings)) not in (None, namespace):
+        raise ConfigError(
+            f"a worker's record lies beside its pod, in namespace {home!r} "
+            f"({settings.source('pod_namespace')}), and the URL names {namespace!r}: leave that out; only "
+            "who calls looks into other namespaces"
+        )
+
+
 def _namespace(settings: Settings, *, inside: bool) -> str | None:
     """None: the kubeconfig says."""
-    found = settings.pod_namespace or _text(PODINFO / "pod_namespace")
+    found = _home(settings)
     if found is None and inside:
         return _text(SERVICE_ACCOUNT / "namespace") or "default"
     return found

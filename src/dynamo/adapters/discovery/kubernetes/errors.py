@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -95,18 +96,24 @@ def translated(
     if status in (409, 410) or (status == 404 and details):
         return RefusedError(f"{where}: {said}", status)
     if status == 429:
-        return BusyError(f"the API server at {where} is busy: {said}", _seconds(retry_after, details))
+        return BusyError(
+            f"the API server at {where} is busy: {said}",
+            rest_s(retry_after, details.get("retryAfterSeconds")),
+        )
     if status >= 500:
         return UnavailableError(f"the API server at {where} fails: {said}")
     return ConfigError(f"what answers at {where} refuses to {verb} {resource.plural}: {said}")
 
 
-def _seconds(header: str | None, details: Mapping[str, Any]) -> float:
-    for text in (header, details.get("retryAfterSeconds")):
+def rest_s(*said: Any) -> float:
+    """How long a busy server asks to be left alone, within reason; the first of these that is a number."""
+    for text in said:
         try:
-            return min(max(float(text), 0.0), LONGEST_REST_S)  # type: ignore[arg-type]
+            seconds = float(text)
         except (TypeError, ValueError):
             continue
+        if not math.isnan(seconds):
+            return min(max(seconds, 0.0), LONGEST_REST_S)
     return 1.0
 
 

@@ -5,8 +5,8 @@ silence. Here:
 
 - A watch that ends in good order, or breaks, goes on at the last version seen; bookmarks move that on.
 - If that version is gone (410, as a status or as an event), all is listed again.
-- If it cannot be begun again at once, or the server refuses, listeners are told that it is away; afterwards
-  all is listed again, so that an outage ends in the whole state.
+- If it cannot be begun again at once, or the server refuses or cannot be understood, listeners are told that
+  it is away; afterwards all is listed again, so that an outage ends in the whole state.
 - Servers that are busy (429) are left alone for as long as they ask.
 - A server that sends nothing is taken for gone after ``SILENCE_S``: bookmarks come every minute.
 """
@@ -20,7 +20,7 @@ import time
 from typing import Any, Protocol
 
 from dynamo.adapters.discovery.kubernetes.access import Access, Object, Selection
-from dynamo.adapters.discovery.kubernetes.errors import BusyError, RefusedError
+from dynamo.adapters.discovery.kubernetes.errors import BusyError, RefusedError, rest_s
 from dynamo.core.errors import DynamoError, UnavailableError
 from dynamo.core.lifetime import backoff
 
@@ -74,7 +74,7 @@ class Feed:
                 elif not self._again:
                     delay_s = next(delays)
             except RefusedError as error:
-                if error.status == 410:
+                if error.status == 410 and not self._resync:  # twice, and there was no listing in between
                     self._version, self._resync = "", True
                 else:
                     self._fail(error)
@@ -116,8 +116,8 @@ class Feed:
                 try:
                     async with asyncio.timeout(SILENCE_S) as self._reading:
                         events = await watching.events()
-                except (TimeoutError, UnavailableError):
-                    break  # asked to list again, silence, or a broken connection: the next one tells
+                except TimeoutError:
+                    break  # asked to list again, or silence: the next one tells
                 finally:
                     self._reading = None
                 if not events:
@@ -135,8 +135,7 @@ class Feed:
             if status.get("code") == 410 or status.get("reason") in ("Expired", "Gone"):
                 raise RefusedError(said, 410)
             if status.get("code") == 429:
-                details = status.get("details") or {}
-                raise BusyError(said, float(details.get("retryAfterSeconds") or 1))
+                raise BusyError(said, rest_s((status.get("details") or {}).get("retryAfterSeconds")))
             raise UnavailableError(said)
         metadata = found["metadata"]
         self._version = str(metadata["resourceVersion"])
