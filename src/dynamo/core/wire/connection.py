@@ -16,7 +16,6 @@ from dynamo.core.errors import (
     DynamoError,
     EncodeError,
     OverloadedError,
-    Retry,
     TooLargeError,
     UnavailableError,
     UnknownEndpointError,
@@ -42,11 +41,11 @@ from dynamo.core.wire.frames import (
     number_frame,
 )
 from dynamo.core.wire.handshake import Handshake
+from dynamo.core.wire.keepalive import Keepalive
 from dynamo.core.wire.opening import Hello, Options
 from dynamo.core.wire.outbox import Buffer, Outbox
 from dynamo.core.wire.reader import Reader
 from dynamo.core.wire.sending import small_limit, too_large
-from dynamo.core.wire.silence import Act, Silence
 from dynamo.core.wire.stream import Stream
 
 
@@ -86,8 +85,7 @@ class Connection:
         self._budget = budget
         self._out = Outbox()
         self._reader = Reader(Dispatch(self))
-        self._silence = Silence(options.keepalive_s)
-        self._began_at: float | None = None  # the opening
+        self._keepalive = Keepalive(self, options)
         self._hello = Hello()
         self._handshake = Handshake(self)
         self._streams: dict[int, Stream] = {}
@@ -136,12 +134,12 @@ class Connection:
     @property
     def accepts_calls(self) -> bool:
         """``open`` may bring something: not closed, no GOAWAY came, the peer was not silent for K."""
-        return not (self.closed or self.draining or self._silence.stalled)
+        return not (self.closed or self.draining or self._keepalive.stalled)
 
     @property
     def stalled(self) -> bool:
         """The peer was silent for K, and still is."""
-        return self._silence.stalled and not self.closed
+        return self._keepalive.stalled and not self.closed
 
     @property
     def greeted(self) -> bool:
@@ -265,7 +263,7 @@ class Connection:
             )
         if self.draining:
             return DrainingError(f"{peer} is draining and takes no new calls")
-        if self._silence.stalled:
+        if self._keepalive.stalled:
             bound = f"{self.options.keepalive_s:g} s (DYN_KEEPALIVE_S)"
             return UnavailableError(f"nothing came from {peer} for {bound}: it is sent no new calls")
         return OverloadedError(f"{peer} takes {self._hello.max_streams} calls at a time on a connection")
@@ -285,40 +283,18 @@ class Connection:
         """
         if self.closed:
             return math.inf
-        options, silence = self.options, self._silence
-        if not self.ready:
-            if self._began_at is None:
-                self._began_at = now
-            limit = self._began_at + options.opening_s
-            if now < limit:
-                return min(limit, silence.next_check(now))
-            late = f"{options.peer} did not finish the opening within {options.opening_s:g} s"
-            self._close(UnavailableError(late), tell=True)
-            return math.inf
         heard, self._reader.heard = self._reader.heard, False
-        act = silence.check(now, heard)
-        if act is Act.BREAK:
-            silent = f"nothing came from {options.peer} for {3 * options.keepalive_s:g} s (DYN_KEEPALIVE_S)"
-            self._close(UnavailableError(silent), tell=True)
-            return math.inf
-        if act is Act.STALL:
-            self._give_up_unanswered()
-        if act is not Act.NOTHING:
-            self._out.answer(_PING)
-        return silence.next_check(now)
+        return self._keepalive.tick(now, heard)
 
-    def _give_up_unanswered(self) -> None:
-        """The peer is silent: calls that may run twice and brought nothing yet are better tried elsewhere."""
+    def unanswered(self) -> list[Stream]:
+        """The calls of ours that may run twice and brought nothing yet."""
         if not self._dialer:
-            return
-        bound = f"{self.options.keepalive_s:g} s (DYN_KEEPALIVE_S)"
-        silent = f"nothing came from {self.options.peer} for {bound}, and no answer to this call before that"
-        for stream in [*self._streams.values(), *self._waiting]:
-            if stream.request.idempotent and not stream.answered:
-                stream.leave(UnavailableError(silent, retry=Retry.UNKNOWN))
+            return []
+        calls = (*self._streams.values(), *self._waiting)
+        return [call for call in calls if call.request.idempotent and not call.answered]
 
     def probe(self) -> None:
-        """Queue a PING now: on carriers that lose messages, what comes next shows a gap."""
+        """Queue a PING. On carriers that lose messages, what comes next shows a gap, too."""
         if not self.closed:
             self._out.answer(_PING)
 
