@@ -15,6 +15,7 @@ from dynamo.adapters.discovery.kubernetes import configuration, credentials, ope
 from dynamo.core.config import Settings
 from dynamo.core.errors import AuthError, ConfigError, UnavailableError
 from dynamo.core.health import Status
+from dynamo.core.model import Phase
 from dynamo.runtime import DistributedRuntime
 from dynamo.testing.discovery import ENDPOINT, an_instance, by_key, following, lease_for
 from integration.kubernetes_workers import caller, settings, worker
@@ -151,8 +152,10 @@ async def test_each_change_is_one_request(namespace: Namespace, monkeypatch: pyt
                 await one.lease.put(attrs.evolve(one.instance, endpoint_id=other))
             for other in others:
                 await one.lease.remove(other)
-            await follower.until(lambda live: live == by_key(one.instance) and len(follower.changes) > 3)
-        assert sent == ["PATCH"] * 20
+            draining = attrs.evolve(one.instance, phase=Phase.DRAINING)
+            await one.lease.put(draining)
+            await follower.until(lambda live: live == by_key(draining))
+        assert sent == ["PATCH"] * 21
 
 
 async def test_a_record_that_kubernetes_would_change_or_refuse_is_no_outage(namespace: Namespace) -> None:
