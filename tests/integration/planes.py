@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -13,7 +14,8 @@ from dynamo.core.config import Settings
 from dynamo.core.ports.request_plane import IncomingCall, OutgoingCall, Request
 
 ENDPOINT = "demo.backend.echo"
-INSTANCE, INCARNATION = 0x1234, 9
+INSTANCE = 0x1234
+INCARNATION = os.getpid() << 8  # names the Unix socket, which two processes of tests must not share
 BOUND_S = 10.0  # of everything that a test waits for
 
 
