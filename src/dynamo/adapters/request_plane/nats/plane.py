@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeAlias, cast
+from typing import ClassVar, TypeAlias, cast
 
 import attrs
 
+from dynamo.adapters.request_plane.carried import CarriedPlane
 from dynamo.adapters.request_plane.nats import addresses
 from dynamo.adapters.request_plane.nats.broker import Broker
 from dynamo.adapters.request_plane.nats.claim import HERE, answer, claimed
@@ -21,10 +22,8 @@ from dynamo.adapters.request_plane.tcp.link import Call
 from dynamo.core.config import Settings
 from dynamo.core.errors import ClosedError, DynamoError
 from dynamo.core.health import Health, Status
-from dynamo.core.ports.request_plane import Accept, Capability, OutgoingCall, Request, RequestPlane, Server
-from dynamo.core.wire.budget import ReceiveBudget
+from dynamo.core.ports.request_plane import Accept, OutgoingCall, Request, Server
 from dynamo.core.wire.connection import Connection
-from dynamo.core.wire.opening import Options
 
 Way: TypeAlias = tuple[str, str, int, int]  # address, endpoint, expected instance and incarnation
 
@@ -33,35 +32,17 @@ def _nothing(_: SessionLink) -> None:
     pass
 
 
-class NatsRequestPlane(RequestPlane):
+class NatsRequestPlane(CarriedPlane):
     """One session per address, endpoint and expected instance, shared by all calls; a few for a group."""
 
+    schemes: ClassVar[tuple[str, ...]] = ("nats",)
+
     def __init__(self, settings: Settings, broker: Broker) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self._broker = broker
         self._sessions = Sessions(broker)
-        self._loop = asyncio.get_running_loop()
-        self._budget = ReceiveBudget(settings.receive_budget_bytes)
         self._links: dict[Way, SessionLink] = {}
         self._groups: dict[Way, Group] = {}
-        self._instance_id = self._incarnation = 0  # ours, once serving
-        self._closed = False
-        self._capability = Capability(
-            schemes=("nats",),
-            cross_process=True,
-            cross_host=True,
-            window_bytes=settings.window_bytes,
-            max_message_bytes=settings.max_message_bytes,
-        )
-
-    @property
-    def capability(self) -> Capability:
-        return self._capability
-
-    @property
-    def budget(self) -> ReceiveBudget:
-        """What this plane may hold of items larger than a window; ``used`` is 0 when nothing is in flight."""
-        return self._budget
 
     async def start(self) -> None:
         """Connect. Raises UnavailableError, AuthError."""
@@ -138,21 +119,6 @@ class NatsRequestPlane(RequestPlane):
         """End every call and every session, and leave NATS."""
         self._closed = True
         await self._sessions.aclose()
-
-    def _options(self, peer: str, instance_id: int = 0, incarnation: int = 0) -> Options:
-        settings = self._settings
-        return Options(
-            instance_id=self._instance_id,
-            incarnation=self._incarnation,
-            expected_instance_id=instance_id,
-            expected_incarnation=incarnation,
-            window_bytes=settings.window_bytes,
-            max_message_bytes=settings.max_message_bytes,
-            token=settings.auth_token,
-            keepalive_s=settings.keepalive_s,
-            opening_s=settings.connect_timeout_s,
-            peer=peer,
-        )
 
     def _greet(self, server: NatsServer, session: int, inbox: str) -> SessionLink:
         """Take the session that a caller opens."""

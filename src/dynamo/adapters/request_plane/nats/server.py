@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
+from dynamo.adapters.request_plane.carried import CarriedServer
 from dynamo.adapters.request_plane.nats.link import SessionLink
 from dynamo.adapters.request_plane.tcp.link import Call
-from dynamo.core.ports.request_plane import Accept, Server
+from dynamo.core.ports.request_plane import Accept
 from dynamo.core.wire.stream import Stream
 
 CLOSE_S = 1.5  # for sessions to end by themselves when the server closes
@@ -19,15 +20,15 @@ def _nothing() -> None:
     pass
 
 
-class NatsServer(Server):
+class NatsServer(CarriedServer):
     """All sessions that callers opened here."""
 
     def __init__(self, accept: Accept, address: str) -> None:
+        super().__init__()
         self._accept = accept
         self._address = address
         self._links: set[SessionLink] = set()
         self._ended = asyncio.Event()
-        self._goaways = 0
         self._closing = False
         self.withdraw: Callable[[], None] = _nothing  # called before callers are told to leave
         self.open = True
@@ -36,23 +37,13 @@ class NatsServer(Server):
     def addresses(self) -> tuple[str, ...]:
         return (self._address,)
 
-    @property
-    def calls(self) -> int:
-        return sum(link.connection.open_streams for link in self._links)
-
-    def drain(self) -> None:
-        self._go_away(1)
-
-    def refuse(self) -> None:
-        self._go_away(2)
-
     def accept(self, stream: Stream) -> None:
         self._accept(cast(Call, stream))
 
     def began(self, link: SessionLink) -> None:
         """A caller opened a session."""
         self._links.add(link)
-        link.connection.on_ready = lambda: self._greeted(link)
+        link.connection.on_ready = lambda: self._ready(link)
 
     def ended(self, link: SessionLink) -> None:
         self._links.discard(link)
@@ -78,17 +69,15 @@ class NatsServer(Server):
         for link in leaving & self._links:
             link.finish()
 
-    def _greeted(self, link: SessionLink) -> None:
-        for _ in range(self._goaways):
-            link.connection.goaway()
+    def _carrying(self) -> Iterable[SessionLink]:
+        return self._links
+
+    def _ready(self, link: SessionLink) -> None:
+        self._greeted(link)
         if self._closing:
             link.linger_s = 0  # its caller may not be able to reach us any more
             asyncio.get_running_loop().call_soon(link.close)  # this is in the middle of its first message
 
     def _go_away(self, times: int) -> None:
         self.withdraw()
-        for link in self._links:
-            if link.connection.ready:
-                for _ in range(self._goaways, times):
-                    link.connection.goaway()
-        self._goaways = max(self._goaways, times)
+        super()._go_away(times)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 
 import attrs
 
+from dynamo.adapters.request_plane.carried import CarriedPlane
 from dynamo.adapters.request_plane.tcp import tls, unix
 from dynamo.adapters.request_plane.tcp.addresses import HostPort, UnixPath, parse
 from dynamo.adapters.request_plane.tcp.link import Call, Link
@@ -25,9 +26,8 @@ from dynamo.core.errors import (
     UnsupportedError,
 )
 from dynamo.core.health import Health, Status
-from dynamo.core.ports.request_plane import Accept, Capability, OutgoingCall, Request, RequestPlane, Server
+from dynamo.core.ports.request_plane import Accept, OutgoingCall, Request, Server
 from dynamo.core.registry import url_options
-from dynamo.core.wire.budget import ReceiveBudget
 from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.opening import Options
 from dynamo.core.wire.stream import Stream
@@ -36,37 +36,17 @@ _X509_WRONG_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISM
 _X509_WRONG_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED
 
 
-class TcpRequestPlane(RequestPlane):
+class TcpRequestPlane(CarriedPlane):
     """One connection per address and expected instance, shared by all calls to it."""
 
     schemes: ClassVar[tuple[str, ...]] = ("tcp", "tcps", "unix")
     address_type: ClassVar[type[HostPort]] = HostPort
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._loop = asyncio.get_running_loop()
-        self._budget = ReceiveBudget(settings.receive_budget_bytes)
+        super().__init__(settings)
         self._links: dict[tuple[str, int, int], Link] = {}
         self._connecting: set[asyncio.Task[None]] = set()
         self._tls: ssl.SSLContext | None = None
-        self._instance_id = self._incarnation = 0  # ours, once serving
-        self._closed = False
-        self._capability = Capability(
-            schemes=self.schemes,
-            cross_process=True,
-            cross_host=True,
-            window_bytes=settings.window_bytes,
-            max_message_bytes=settings.max_message_bytes,
-        )
-
-    @property
-    def capability(self) -> Capability:
-        return self._capability
-
-    @property
-    def budget(self) -> ReceiveBudget:
-        """What this plane may hold of items larger than a window; ``used`` is 0 when nothing is in flight."""
-        return self._budget
 
     @asynccontextmanager
     async def serve(
@@ -137,21 +117,6 @@ class TcpRequestPlane(RequestPlane):
             link.close()
             link.abort()
         await asyncio.gather(*self._connecting, return_exceptions=True)
-
-    def _options(self, peer: str, instance_id: int = 0, incarnation: int = 0) -> Options:
-        settings = self._settings
-        return Options(
-            instance_id=self._instance_id,
-            incarnation=self._incarnation,
-            expected_instance_id=instance_id,
-            expected_incarnation=incarnation,
-            window_bytes=settings.window_bytes,
-            max_message_bytes=settings.max_message_bytes,
-            token=settings.auth_token,
-            keepalive_s=settings.keepalive_s,
-            opening_s=settings.connect_timeout_s,
-            peer=peer,
-        )
 
     def _dial(self, address: str, instance_id: int, incarnation: int, *, keep: bool = True) -> Link:
         """Start connecting; calls are taken at once and sent when there is a connection."""

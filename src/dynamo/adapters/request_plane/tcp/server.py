@@ -8,17 +8,18 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import cast
 
+from dynamo.adapters.request_plane.carried import CarriedServer
 from dynamo.adapters.request_plane.tcp import tls, unix
 from dynamo.adapters.request_plane.tcp.addresses import ANY_HOST, HostPort, UnixPath, own_address
 from dynamo.adapters.request_plane.tcp.arrivals import QUEUE, Arrivals, Door
 from dynamo.adapters.request_plane.tcp.link import Call, Link
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, ConflictError, UnsupportedError
-from dynamo.core.ports.request_plane import Accept, Server
+from dynamo.core.ports.request_plane import Accept
 from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.stream import Stream
 
@@ -27,15 +28,15 @@ WELCOME_S = 0.5  # for who connected at the very end to learn that nobody serves
 CLOSE_S = 1.5  # for connections to end by themselves when the server closes
 
 
-class TcpServer(Server):
+class TcpServer(CarriedServer):
     """All connections of one serving runtime, whatever socket they came in by."""
 
     def __init__(self, accept: Accept, connection: Callable[[Callable[[Stream], None]], Connection]) -> None:
+        super().__init__()
         self._connection = connection
         self._accept_call = accept
         self._links: set[Link] = set()
         self._opening: dict[Link, None] = {}  # insertion order: the first is the oldest
-        self._goaways = 0
         self._idle, self._all_known = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._all_known.set()
@@ -44,16 +45,6 @@ class TcpServer(Server):
     @property
     def addresses(self) -> tuple[str, ...]:
         return self.addresses_
-
-    @property
-    def calls(self) -> int:
-        return sum(link.connection.open_streams for link in self._links)
-
-    def drain(self) -> None:
-        self._go_away(1)
-
-    def refuse(self) -> None:
-        self._go_away(2)
 
     def abort(self) -> None:
         """Close every connection at once, as a killed process does."""
@@ -92,17 +83,12 @@ class TcpServer(Server):
     def _accept(self, stream: Stream) -> None:
         self._accept_call(cast(Call, stream))
 
+    def _carrying(self) -> Iterable[Link]:
+        return self._links
+
     def _ready(self, link: Link) -> None:
         self._known(link)
-        for _ in range(self._goaways):
-            link.connection.goaway()
-
-    def _go_away(self, times: int) -> None:
-        for link in self._links:
-            if link.connection.ready:
-                for _ in range(self._goaways, times):
-                    link.connection.goaway()
-        self._goaways = max(self._goaways, times)
+        self._greeted(link)
 
     def _ended(self, link: Link) -> None:
         self._links.discard(link)
