@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hpack
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo.adapters.request_plane.http2.fields import (
@@ -21,6 +21,7 @@ FIELD = st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES))
 BLOCK = st.lists(FIELD, max_size=8, unique_by=lambda field: field[0])
 
 
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(BLOCK, st.booleans(), st.sampled_from([None, None, None, 0, 100, 4096])), max_size=8)
 )
@@ -34,6 +35,7 @@ def test_blocks_of_any_encoder_are_read_as_hpack_reads_them(
         assert decoder.decode(encoder.encode(fields, huffman=huffman)) == dict(fields)
 
 
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(st.integers(0, 3), BLOCK, st.sampled_from([None, None, 0, 64, 2**32 - 1])), max_size=12
