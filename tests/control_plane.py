@@ -44,6 +44,7 @@ class ControlPlane:
     """
 
     def __init__(self, *manifests: Path) -> None:
+        program()  # before anything is held that a skipped test would leave
         self._stack = ExitStack()
         self._manifests = manifests
         self.folder = Path(tempfile.mkdtemp(prefix="kube-", dir=MEMORY if MEMORY.is_dir() else None))
