@@ -212,7 +212,7 @@ class Caller:
             case "priority":
                 return frame(PRIORITY, 0, 2 * number + 1, u32(2**31 - 1) + b"\x05")
             case "unknown":
-                return frame(11 + number % 245, number, self.next_id - 2 & 2**31 - 1, bytes(number % 50))
+                return frame(10 + number % 246, number, self.next_id - 2 & 2**31 - 1, bytes(number % 50))
             case "late":
                 over = [stream for stream, asked in self.asked.items() if asked.over or asked.cancelled]
                 if not over:
