@@ -21,8 +21,8 @@ def descriptors() -> set[str]:
 
 
 def threads() -> set[str]:
-    """Running threads, those of asyncio's and anyio's pools aside: these live as long as their loop."""
-    pools = ("asyncio_", "AnyIO worker")
+    """Running threads, those of the loop's and anyio's pools aside: these live as long as their loop."""
+    pools = ("asyncio_", "uvloop_", "AnyIO worker")
     return {f"{t.name} {t.ident}" for t in threading.enumerate() if not t.name.startswith(pools)}
 
 

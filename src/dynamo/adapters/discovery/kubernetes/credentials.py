@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
@@ -44,7 +46,8 @@ class Way:
             ssl=self._client.rest_client.ssl_context,
             socket_factory=_socket,
         )
-        configuration.client_session_kwargs = {"connector": self._connector}
+        # Else aiohttp looks for a .netrc, on a thread, before each request.
+        configuration.client_session_kwargs = {"connector": self._connector, "trust_env": False}
 
     @property
     def host(self) -> str:
@@ -103,6 +106,8 @@ async def load(config: KubernetesConfig) -> tuple[Configuration, str]:
         else:
             namespace = await _load_kubeconfig(config.kubeconfig, configuration)
     configuration.disable_strict_ssl_verification = True  # as kubectl: authorities of clusters are plain
+    if configuration.proxy is None:
+        configuration.proxy = _proxy(str(configuration.host))
     if token := configuration.api_key.get(TOKEN):
         kind, _, secret = token.partition(" ")
         configuration.api_key[TOKEN] = f"{kind} {secret.strip()}"  # files end in newlines
@@ -133,6 +138,14 @@ async def _load_kubeconfig(paths: str, configuration: Configuration) -> str:
     await load_kube_config(paths, client_configuration=configuration, persist_config=False)
     _, current = list_kube_config_contexts(paths)
     return str(current["context"].get("namespace") or "default")
+
+
+def _proxy(server: str) -> str | None:
+    """What ``https_proxy`` and ``no_proxy`` say of it."""
+    parts, proxies = urlsplit(server), getproxies_environment()
+    if proxy_bypass_environment(parts.hostname or "", proxies):
+        return None
+    return proxies.get(parts.scheme)
 
 
 def _is_file(path: str) -> bool:

@@ -105,6 +105,11 @@ def translated(
     return ConfigError(f"what answers at {where} refuses to {verb} {resource.plural}: {said}")
 
 
+def pause_s(error: DynamoError, delay_s: float) -> float:
+    """How long to wait after it: ``delay_s``, or longer where the server asks for that."""
+    return max(delay_s, error.retry_after_s) if isinstance(error, BusyError) else delay_s
+
+
 def rest_s(*said: Any) -> float:
     """How long a busy server asks to be left alone, within reason; the first of these that is a number."""
     for text in said:

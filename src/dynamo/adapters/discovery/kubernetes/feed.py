@@ -20,7 +20,7 @@ import time
 from typing import Any, Protocol
 
 from dynamo.adapters.discovery.kubernetes.access import Access, Object, Selection
-from dynamo.adapters.discovery.kubernetes.errors import BusyError, RefusedError, rest_s
+from dynamo.adapters.discovery.kubernetes.errors import BusyError, RefusedError, pause_s, rest_s
 from dynamo.core.errors import DynamoError, UnavailableError
 from dynamo.core.lifetime import backoff
 
@@ -84,7 +84,7 @@ class Feed:
                     log.exception("following Kubernetes failed, going on from a new listing")
                     error = UnavailableError(f"{type(error).__name__}: {error}")
                 self._fail(error)
-                delay_s = max(next(delays), error.retry_after_s if isinstance(error, BusyError) else 0.0)
+                delay_s = pause_s(error, next(delays))
             await asyncio.sleep(delay_s)
 
     def _fail(self, error: DynamoError) -> None:

@@ -19,7 +19,7 @@ import anyio
 from dynamo.adapters.discovery.kubernetes.access import Access, Object
 from dynamo.adapters.discovery.kubernetes.claiming import Place
 from dynamo.adapters.discovery.kubernetes.configuration import Pod
-from dynamo.adapters.discovery.kubernetes.errors import RefusedError
+from dynamo.adapters.discovery.kubernetes.errors import RefusedError, pause_s
 from dynamo.adapters.discovery.kubernetes.feed import Feed, Listener
 from dynamo.adapters.discovery.kubernetes.records import (
     MANAGER,
@@ -188,10 +188,20 @@ class OwnLease(Listener):
         if self._uid is None or not self._wanted:
             return
         ours = found is not None and owner_of(found) == (self._pod.name, self._pod.uid)
-        if found is not None and ours and data_in(found) in self._sent:
+        if found is not None and ours and self._is_echo(data_in(found)):
             self._hear(found)
         else:
             self._doubt()
+
+    def _is_echo(self, data: Object) -> bool:
+        """Whether it is what we wrote last, or on its way to that: nothing from before an echo comes after
+        it, but by somebody's hand.
+        """
+        if data not in self._sent:
+            return False
+        while self._sent[0] != data:
+            self._sent.popleft()
+        return True
 
     def _hear(self, found: Object) -> None:
         if incarnation_in(found) == self.incarnation and (asked := claims_of(found)):
@@ -205,6 +215,7 @@ class OwnLease(Listener):
 
     async def _answer(self) -> None:
         """Tell who asks that we live."""
+        retries = backoff(RETRY_S, LONGEST_RETRY_S)
         while True:
             await self._asking.wait()
             self._asking.clear()
@@ -214,9 +225,11 @@ class OwnLease(Listener):
                     await self._access.merge(self._name, {"metadata": answer})
             except RefusedError:
                 pass  # another object by now, which the watch will show
-            except DynamoError:
+            except DynamoError as error:
                 self._asking.set()
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(pause_s(error, next(retries)))
+                continue
+            retries = backoff(RETRY_S, LONGEST_RETRY_S)
 
     async def _mend(self) -> None:
         """Put back what was deleted or changed by hand."""
@@ -233,9 +246,9 @@ class OwnLease(Listener):
                     await self._write(data_of(self.incarnation, self._wanted.values()))
             except (LeaseLostError, ClosedError):
                 return
-            except DynamoError:
+            except DynamoError as error:
                 self._doubt()
-                await asyncio.sleep(next(retries))
+                await asyncio.sleep(pause_s(error, next(retries)))
                 continue
             retries, now = backoff(RETRY_S, LONGEST_RETRY_S), time.monotonic()
             if now - mended_at > CALM_S:

@@ -1,0 +1,73 @@
+"""What is read of a kubeconfig and of the environment, besides what the vendor's client reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynamo.adapters.discovery.kubernetes import configuration, credentials
+from dynamo.core.config import Settings
+from dynamo.core.errors import ConfigError
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def config(tmp_path: Path, *, cluster: Any = None, user: Any = None, **context: str) -> Any:
+    content = {
+        "clusters": [{"name": "c", "cluster": {"server": "https://10.0.0.1:6443", **(cluster or {})}}],
+        "users": [{"name": "u", "user": user or {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u", **context}}],
+        "current-context": "x",
+    }
+    (tmp_path / "config").write_text(json.dumps(content))
+    return configuration.read("kubernetes://", Settings.from_env({"KUBECONFIG": str(tmp_path / "config")}))
+
+
+async def test_the_context_names_the_namespace_and_the_server(tmp_path: Path) -> None:
+    found, namespace = await credentials.load(config(tmp_path))
+    assert (found.host, namespace, found.proxy) == ("https://10.0.0.1:6443", "default", None)
+    _, namespace = await credentials.load(config(tmp_path, namespace="prod"))
+    assert namespace == "prod"
+
+
+async def test_a_token_is_read_without_the_newline_that_files_end_in(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    found, _ = await credentials.load(config(tmp_path, user={"tokenFile": str(tmp_path / "token")}))
+    assert found.api_key == {credentials.TOKEN: "Bearer secret"}
+
+
+async def test_a_proxy_of_the_environment_is_taken_unless_the_kubeconfig_or_no_proxy_says_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    found, _ = await credentials.load(config(tmp_path))
+    assert found.proxy == "http://proxy:3128"
+    found, _ = await credentials.load(config(tmp_path, cluster={"proxy-url": "http://other:1"}))
+    assert found.proxy == "http://other:1"
+    monkeypatch.setenv("no_proxy", "10.0.0.1")
+    found, _ = await credentials.load(config(tmp_path))
+    assert found.proxy is None
+
+
+@pytest.mark.parametrize("text", ["a: [", "just text", "{}", "[]", ""])
+async def test_what_is_no_kubeconfig_is_one_line(tmp_path: Path, text: str) -> None:
+    read = config(tmp_path)
+    (tmp_path / "config").write_text(text)
+    with pytest.raises(ConfigError, match=r"the kubeconfig .*config \(KUBECONFIG\) cannot be used: ") as told:
+        await credentials.load(read)
+    assert "\n" not in str(told.value)
+
+
+async def test_a_certificate_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        await credentials.find(config(tmp_path, cluster={"certificate-authority": str(tmp_path / "ca.pem")}))
