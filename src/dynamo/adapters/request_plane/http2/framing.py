@@ -29,18 +29,15 @@ class Messages:
     ``has_grant`` is set, as many as it announced.
     """
 
-    __slots__ = ("_assembly", "_flags", "_limit", "_room", "_start", "has_grant")
+    __slots__ = ("_assembly", "_flags", "_limit", "_room", "_start", "has_grant", "incomplete")
 
     def __init__(self, limit: int, room: int) -> None:
         self._limit, self._room = limit, room
         self.has_grant = False
+        self.incomplete = False  # something has begun that is not whole
         self._start = b""  # of a message whose length is not here yet
         self._flags = 0
         self._assembly: Assembly | None = None  # of the message whose body is not whole
-
-    @property
-    def incomplete(self) -> bool:
-        return self._assembly is not None or bool(self._start)
 
     @property
     def needed(self) -> int:
@@ -56,9 +53,9 @@ class Messages:
             if self._assembly.filled < self._assembly.total:
                 return whole, None
             whole.append((self._flags, cast(bytes, self._assembly.payload())))
-            self._assembly = None
+            self._assembly, self.incomplete = None, False
         elif self._start:
-            data, self._start = self._start + data, b""
+            data, self._start, self.incomplete = self._start + data, b"", False
         end = len(data)
         while end - at >= PREFIX_BYTES:
             flags, length = _unpack_prefix(data, at)
@@ -69,7 +66,7 @@ class Messages:
             at += PREFIX_BYTES
             after = at + length
             if after > end:
-                self._flags, self.has_grant = flags, False
+                self._flags, self.has_grant, self.incomplete = flags, False, True
                 known = length if length <= self._room else end - at
                 self._assembly = Assembly(length, raw=False, size=known)
                 self._fill(self._assembly, data[at:])
@@ -77,7 +74,7 @@ class Messages:
             whole.append((flags, data[at:after]))
             at = after
         if at < end:
-            self._start = data[at:]
+            self._start, self.incomplete = data[at:], True
         return whole, None
 
     def _fill(self, assembly: Assembly, data: bytes) -> int:

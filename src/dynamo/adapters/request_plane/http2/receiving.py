@@ -164,10 +164,10 @@ class Receiving:
         """Let the peer send so much more."""
 
     def _owe(self, cost: int) -> None:
-        self._owed += cost
+        owed = self._owed = self._owed + cost
         waits_for_more = self._messages.incomplete and not self._items
-        if self._owed and (2 * self._owed >= self.window or waits_for_more) and not self.in_done:
-            owed, self._owed = self._owed, 0
+        if (waits_for_more or 2 * owed >= self.window) and owed and not self.in_done:
+            self._owed = 0
             self._give(owed)
 
     def _release_held(self) -> None:
