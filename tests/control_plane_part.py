@@ -97,6 +97,7 @@ class Part:
         """Freeze it: its sockets stay open and say nothing."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # a thread of it may answer until it stops
 
     def resume(self) -> None:
         assert self._process is not None
