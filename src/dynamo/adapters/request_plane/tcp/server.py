@@ -25,6 +25,7 @@ from dynamo.core.wire.stream import Stream
 
 MAX_OPENING = 1024  # connections that have not said who they are; one more costs the oldest its place
 WELCOME_S = 0.5  # for who connected at the very end to learn that nobody serves here any more
+UNIX_ATTEMPTS = 5  # at a directory that the last of others has just removed
 CLOSE_S = 1.5  # for connections to end by themselves when the server closes
 
 
@@ -144,7 +145,25 @@ async def listening(
 @contextmanager
 def _unix(incarnation: int) -> Iterator[tuple[socket.socket, UnixPath]]:
     """The fast path for callers of this user on this boot. Raises UnsupportedError before it yields."""
-    path = unix.socket_path(incarnation)
+    for attempt in range(UNIX_ATTEMPTS):
+        path = unix.socket_path(incarnation)
+        try:
+            listener = _unix_listener(path)
+            break
+        except FileNotFoundError as error:  # the last of others left, and took the directory along
+            if attempt == UNIX_ATTEMPTS - 1:
+                raise UnsupportedError(f"no Unix socket at {path}: {error}") from error
+        except OSError as error:
+            raise UnsupportedError(f"no Unix socket at {path}: {error}") from error
+    try:
+        yield listener, UnixPath(unix.boot_id() or "", path)
+    finally:
+        listener.close()
+        unix.remove(path)
+
+
+def _unix_listener(path: str) -> socket.socket:
+    """It appears listening: one that refuses is taken for a dead one's. Raises OSError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     fresh = f"{path}.new"
     try:
@@ -152,16 +171,12 @@ def _unix(incarnation: int) -> Iterator[tuple[socket.socket, UnixPath]]:
         listener.bind(fresh)
         os.chmod(fresh, 0o600)
         listener.listen(QUEUE)
-        os.rename(fresh, path)  # appears listening: one that refuses is taken for a dead one's
-    except OSError as error:
+        os.rename(fresh, path)
+    except OSError:
         listener.close()
         unix.remove(fresh)
-        raise UnsupportedError(f"no Unix socket at {path}: {error}") from error
-    try:
-        yield listener, UnixPath(unix.boot_id() or "", path)
-    finally:
-        listener.close()
-        unix.remove(path)
+        raise
+    return listener
 
 
 class _UnixLink(Link):
