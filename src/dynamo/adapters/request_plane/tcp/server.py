@@ -145,16 +145,7 @@ async def listening(
 @contextmanager
 def _unix(incarnation: int) -> Iterator[tuple[socket.socket, UnixPath]]:
     """The fast path for callers of this user on this boot. Raises UnsupportedError before it yields."""
-    for attempt in range(UNIX_ATTEMPTS):
-        path = unix.socket_path(incarnation)
-        try:
-            listener = _unix_listener(path)
-            break
-        except FileNotFoundError as error:  # the last of others left, and took the directory along
-            if attempt == UNIX_ATTEMPTS - 1:
-                raise UnsupportedError(f"no Unix socket at {path}: {error}") from error
-        except OSError as error:
-            raise UnsupportedError(f"no Unix socket at {path}: {error}") from error
+    path, listener = _unix_listener(incarnation)
     try:
         yield listener, UnixPath(unix.boot_id() or "", path)
     finally:
@@ -162,7 +153,21 @@ def _unix(incarnation: int) -> Iterator[tuple[socket.socket, UnixPath]]:
         unix.remove(path)
 
 
-def _unix_listener(path: str) -> socket.socket:
+def _unix_listener(incarnation: int) -> tuple[str, socket.socket]:
+    """Raises UnsupportedError."""
+    attempts = 0
+    while True:
+        path = unix.socket_path(incarnation)
+        try:
+            return path, _listen_at(path)
+        except OSError as error:
+            attempts += 1
+            gone = isinstance(error, FileNotFoundError)  # who left last took the directory along
+            if not gone or attempts == UNIX_ATTEMPTS:
+                raise UnsupportedError(f"no Unix socket at {path}: {error}") from error
+
+
+def _listen_at(path: str) -> socket.socket:
     """It appears listening: one that refuses is taken for a dead one's. Raises OSError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     fresh = f"{path}.new"
