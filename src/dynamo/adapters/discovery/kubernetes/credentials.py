@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
@@ -141,11 +141,9 @@ async def _load_kubeconfig(paths: str, configuration: Configuration) -> str:
 
 
 def _proxy(server: str) -> str | None:
-    """What ``https_proxy`` and ``no_proxy`` say of it."""
-    parts, proxies = urlsplit(server), getproxies_environment()
-    if proxy_bypass_environment(parts.hostname or "", proxies):
-        return None
-    return proxies.get(parts.scheme)
+    """What ``https_proxy`` and ``no_proxy`` say of it, or the system where those are unknown."""
+    parts = urlsplit(server)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 def _is_file(path: str) -> bool:
