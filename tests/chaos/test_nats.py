@@ -41,14 +41,15 @@ class Scale:
     """How long things take, in seconds, and how often."""
 
     keepalive_s: float
+    connect_s: float
     away_s: float
     frozen_s: float  # longer than it takes to notice: four thirds of the keep-alive
     cut_s: float
     times: int
 
 
-QUICK = Scale(keepalive_s=0.6, away_s=0.5, frozen_s=1.0, cut_s=0.9, times=1)
-FULL = Scale(keepalive_s=2.0, away_s=3.0, frozen_s=8.0, cut_s=8.0, times=3)
+QUICK = Scale(keepalive_s=0.6, connect_s=1.0, away_s=0.5, frozen_s=1.0, cut_s=0.9, times=1)
+FULL = Scale(keepalive_s=2.0, connect_s=5.0, away_s=3.0, frozen_s=8.0, cut_s=8.0, times=3)
 
 
 @define
@@ -147,7 +148,7 @@ async def scene(server: NatsServer, way: str, scale: Scale, folder: Path, tell: 
         "request_plane": "nats",
         "nats_server": server.url,
         "keepalive_s": scale.keepalive_s,
-        "connect_timeout_s": 1.0,
+        "connect_timeout_s": scale.connect_s,
         "drain_grace_s": 0.05,
         "graceful_shutdown_timeout_s": 5.0,
     }

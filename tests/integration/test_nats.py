@@ -126,6 +126,9 @@ async def test_a_frozen_server_is_noticed_and_calls_go_on_when_it_thaws(server: 
         try:
             assert isinstance(await outcome(waiting), StreamBrokenError)
             assert not (await caller.check(address)).ok
+            held = await outcome(start(caller, address))
+            assert isinstance(held, UnavailableError)
+            assert held.retry is Retry.SAFE  # it was never sent
         finally:
             server.signal(signal.SIGCONT)
         while (error := await outcome(start(caller, address))) is not None:

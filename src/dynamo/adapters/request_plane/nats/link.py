@@ -59,7 +59,7 @@ class SessionLink:
         self._prefix = b""
         connection.on_output = self._schedule
         self._schedule()
-        self._tick()
+        self._timer = self._loop.call_later(connection.options.opening_s, self._unsent)
 
     @property
     def untouched(self) -> bool:
@@ -106,6 +106,9 @@ class SessionLink:
     def _command(self, size: int, parts: list[Buffer]) -> list[Buffer]:
         """One message; the last token of its reply subject tells whether it was the session's first."""
         sequence = self._sent
+        if sequence == 0 and not self.connection.closed:
+            self._stop_timer()
+            self._tick()  # the bound of the opening begins, and keep-alive
         if sequence < 2:
             self._prefix = f"PUB {self.target} {self._inbox}.{sequence} ".encode()
         self._sent = sequence + 1
@@ -209,6 +212,10 @@ class SessionLink:
         if not self.queued and not self.closed:
             self.queued = True
             self._wake(self)
+
+    def _unsent(self) -> None:
+        bound = f"{self.connection.options.opening_s:g} s (DYN_CONNECT_TIMEOUT_S)"
+        self.fail(UnavailableError(f"there was no way to NATS, and so to {self.target}, for {bound}"))
 
     def _tick(self) -> None:
         if self.closed:
