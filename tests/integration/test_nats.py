@@ -77,7 +77,9 @@ async def test_tls_is_checked_by_the_authority_that_is_set(tmp_path: Path) -> No
         url = f"tls://127.0.0.1:{server.port}"
         assert await works(Settings.from_env({}, nats_server=url, nats_tls_ca=str(files["ca"])))
         untrusted = Settings.from_env({"NATS_SERVER": url})
-        with pytest.raises(AuthError, match=r"certificate that we do not trust.*NATS_TLS_CA") as refused:
+        with pytest.raises(
+            AuthError, match=r"certificate that we do not trust.*NATS_TLS_CA_CERT_PATH"
+        ) as refused:
             async with asyncio.timeout(untrusted.connect_timeout_s), open_nats("nats://", untrusted):
                 pass
         for part in (f"127.0.0.1:{server.port}", "NATS_SERVER", "local issuer"):

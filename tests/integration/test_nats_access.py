@@ -132,7 +132,7 @@ async def test_a_server_that_wants_a_certificate_gets_ours(tmp_path: Path) -> No
         for whose in (None, "other"):
             refused = await refusal(settings(whose))
             assert "wants a certificate of ours that it trusts" in str(refused)
-            assert "NATS_TLS_CLIENT_CERT" in str(refused)
+            assert "NATS_TLS_CLIENT_CERT_PATH" in str(refused)
 
 
 async def test_who_may_not_listen_is_told_at_the_start(tmp_path: Path) -> None:

@@ -116,11 +116,11 @@ class Settings:
     """The seed of an nkey, in place of a user."""
     nats_auth_credentials_file: str | None = _setting(None, converters.path, "NATS_AUTH_CREDENTIALS_FILE")
     """A credentials file (JWT and seed), in place of a user."""
-    nats_tls_ca: str | None = _setting(None, converters.path, "NATS_TLS_CA")
+    nats_tls_ca: str | None = _setting(None, converters.path, "NATS_TLS_CA_CERT_PATH")
     """The authorities (PEM) that the NATS servers' certificates are checked by. Default: the system's."""
-    nats_tls_client_cert: str | None = _setting(None, converters.path, "NATS_TLS_CLIENT_CERT")
+    nats_tls_client_cert: str | None = _setting(None, converters.path, "NATS_TLS_CLIENT_CERT_PATH")
     """Our certificate (PEM) for NATS servers that want one."""
-    nats_tls_client_key: str | None = _setting(None, converters.path, "NATS_TLS_CLIENT_KEY")
+    nats_tls_client_key: str | None = _setting(None, converters.path, "NATS_TLS_CLIENT_KEY_PATH")
     """Its key (PEM), where it is not in the same file."""
 
     kubeconfig: str | None = _setting(None, converters.text, "KUBECONFIG")

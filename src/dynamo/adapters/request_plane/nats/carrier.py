@@ -165,13 +165,13 @@ def _refused(server: str, settings: Settings, why: BaseException) -> AuthError:
     where = f"the NATS server {access.hidden(server)} ({settings.source('nats_server')})"
     if isinstance(why, ssl.SSLCertVerificationError):
         return AuthError(
-            f"{where} has a certificate that we do not trust: {why.verify_message or why}; set NATS_TLS_CA "
-            "to the file of the authority that signed it"
+            f"{where} has a certificate that we do not trust: {why.verify_message or why}; set "
+            "NATS_TLS_CA_CERT_PATH to the file of the authority that signed it"
         )
     if isinstance(why, ssl.SSLError):
         return AuthError(
-            f"{where} wants a certificate of ours that it trusts: {why.reason}; set NATS_TLS_CLIENT_CERT and "
-            "NATS_TLS_CLIENT_KEY to one"
+            f"{where} wants a certificate of ours that it trusts: {why.reason}; set "
+            "NATS_TLS_CLIENT_CERT_PATH and NATS_TLS_CLIENT_KEY_PATH to one"
         )
     return AuthError(
         f"{where} refused us: {why}; set NATS_AUTH_USERNAME and NATS_AUTH_PASSWORD, NATS_AUTH_TOKEN, "
