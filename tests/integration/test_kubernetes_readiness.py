@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import attrs
 import pytest
 
 import control_plane
+from dynamo.adapters.discovery.kubernetes import open_kubernetes
 from dynamo.adapters.discovery.kubernetes.naming import instance_id_of
-from dynamo.core.errors import ConflictError
+from dynamo.core.errors import ConflictError, LeaseLostError
 from dynamo.core.model import Phase
 from dynamo.core.ports.discovery import Put, Removed
 from dynamo.runtime import DistributedRuntime
-from dynamo.testing.discovery import ENDPOINT, an_instance, by_key
+from dynamo.testing.discovery import ENDPOINT, an_instance, by_key, lease_for
 from dynamo.testing.discovery_owner import OwnerProcess
-from integration.kubernetes_workers import caller, records, worker
+from dynamo.testing.proxy import FaultProxy
+from integration.kubernetes_workers import caller, records, settings, worker
 from kubernetes_namespace import Namespace, Pod, fresh_namespace
 from matrix.deployment import reserved
 
@@ -142,6 +145,38 @@ async def test_two_processes_that_claim_one_name_are_told_how_not_to(namespace: 
             with pytest.raises(ConflictError, match="DYN_KUBE_DISCOVERY_MODE=container"):
                 await rival.put(attrs.evolve(one.instance, incarnation=9))
         assert follower.live == by_key(one.instance)
+
+
+async def test_an_owner_that_was_cut_off_while_another_took_its_place_loses_the_lease(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamo.adapters.discovery.kubernetes.claiming.ANSWER_S", 0.3)
+    pod, plane = await namespace.kubelet.start("worker-0"), namespace.plane
+    one, other = an_instance(1, incarnation=1), an_instance(1, incarnation=2)
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(FaultProxy("127.0.0.1", plane.apiserver.port))
+        way = str(plane.kubeconfig(namespace=namespace.name, server=f"https://{proxy.address}"))
+        cut, rival = [
+            await stack.enter_async_context(open_kubernetes("kubernetes://", settings(namespace, pod, **way)))
+            for way in ({"kubeconfig": way}, {})
+        ]
+        follower = await stack.enter_async_context(caller(namespace))
+        async with lease_for(cut, one) as lost:
+            await lost.put(one)
+            await follower.until(lambda live: live == by_key(one))
+            proxy.refuse()
+            proxy.reset()
+            async with lease_for(rival, other) as lease:
+                await lease.put(other)
+                await follower.until(lambda live: live == by_key(other))
+                proxy.heal()
+                async with asyncio.timeout(10):
+                    assert "now belongs to incarnation 2" in await lost.lost()
+                with pytest.raises(LeaseLostError, match="incarnation 2"):
+                    await lost.put(one)
+        async with lease_for(cut, one) as again:
+            await again.put(one)
+            await follower.until(lambda live: live == by_key(one))
 
 
 async def test_a_changed_port_and_draining_are_each_a_put(namespace: Namespace) -> None:

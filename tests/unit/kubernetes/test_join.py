@@ -122,6 +122,17 @@ async def test_an_endpoint_that_leaves_the_record_is_removed(scene: Scene) -> No
     assert await scene.watch.receive() == Removed(endpoint_id=ENDPOINT, instance_id=1)
 
 
+async def test_an_instance_that_two_records_bear_goes_with_the_last(scene: Scene) -> None:
+    await scene.begin(record(), endpoints())
+    twin = an_instance(1, metadata={"record": "the other"})
+    scene.records.changed("worker-0-1", record(twin))
+    assert await scene.watch.receive() == Put(instance=twin)
+    scene.records.changed("worker-0-1", None)
+    assert await scene.watch.receive() == Put(instance=ONE)
+    scene.records.changed("worker-0", None)
+    assert await scene.watch.receive() == Removed(endpoint_id=ENDPOINT, instance_id=1)
+
+
 async def test_an_outage_of_either_side_is_stale_until_it_lists_again(scene: Scene) -> None:
     await scene.begin(record(), endpoints())
     for source, found in ((scene.slices, {"s": endpoints()}), (scene.records, {"worker-0": record()})):

@@ -7,7 +7,7 @@ begun after it, so that it has what was registered before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from attrs import define
 
@@ -16,12 +16,15 @@ from dynamo.adapters.discovery.kubernetes.errors import RECORDS, SLICES
 from dynamo.adapters.discovery.kubernetes.feed import Feed, Listener
 from dynamo.adapters.discovery.kubernetes.records import READINESS, PodKey, Record, read_record, ready_pods
 from dynamo.core.errors import DynamoError
-from dynamo.core.model import Instance, Scope
+from dynamo.core.model import Instance, InstanceKey, Scope
 from dynamo.core.watching import ConflatingWatch
 
 
 class Source(Listener):
     """One side of the join. ``listing`` is the last that came, ``away`` why there is none now."""
+
+    listing: int
+    away: str | None
 
     def __init__(
         self,
@@ -35,9 +38,6 @@ class Source(Listener):
         self.feed = Feed(access, selection, self)
         self.listing, self.away = 0, None
         self._take, self._known, self._join = take, known, join
-
-    listing: int
-    away: str | None
 
     def listed(self, found: dict[str, Object], *, listing: int, resync: bool) -> None:
         for name in [name for name in self._known() if name not in found]:
@@ -160,9 +160,15 @@ class Join:
         for name in names:
             before, now = self._shown.get(name, ()), self._judge(name)
             if before != now:
+                left = {one.key for one in now}
+                gone = {one.key: self._elsewhere(one.key) for one in before if one.key not in left}
                 for follower in self._followers:
                     if follower.begun:
-                        _tell(follower, before, now)
+                        _tell(follower, gone, now)
+
+    def _elsewhere(self, key: InstanceKey) -> Instance | None:
+        """The same instance in another record, which only happens where ids are not drawn from names."""
+        return next((one for shown in self._shown.values() for one in shown if one.key == key), None)
 
     def _judge(self, name: str) -> tuple[Instance, ...]:
         record = self._records.get(name)
@@ -200,10 +206,9 @@ class Join:
             follower.watch.stale(reason)
 
 
-def _tell(follower: Follower, before: tuple[Instance, ...], now: tuple[Instance, ...]) -> None:
-    left = {one.key for one in now}
-    for one in follower.covered(before):
-        if one.key not in left:
-            follower.watch.remove(*one.key)
+def _tell(follower: Follower, gone: Mapping[InstanceKey, Instance | None], now: tuple[Instance, ...]) -> None:
+    for key, other in gone.items():
+        if follower.scope.covers(key[0]):
+            follower.watch.remove(*key) if other is None else follower.watch.put(other)
     for one in follower.covered(now):
         follower.watch.put(one)
