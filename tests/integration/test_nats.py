@@ -13,6 +13,7 @@ import pytest
 import trustme
 
 from dynamo.adapters.request_plane.nats import open_nats
+from dynamo.adapters.request_plane.nats.carrier import Carrier
 from dynamo.core.config import Settings
 from dynamo.core.errors import (
     AuthError,
@@ -239,3 +240,32 @@ async def test_a_caller_that_comes_while_a_worker_leaves_is_sent_elsewhere_at_on
         error = await outcome(start(caller, address))
         assert isinstance(error, UnavailableError)
         assert error.retry is Retry.SAFE
+
+
+async def test_what_strangers_publish_harms_nobody(server: NatsServer) -> None:
+    def hostile(subject: str, reply: str, data: bytes, headers: bytes = b"") -> bytes:
+        sizes = f"{len(headers)} {len(headers) + len(data)}" if headers else f"{len(data)}"
+        command = f"{'HPUB' if headers else 'PUB'} {subject} {reply} {sizes}\r\n".encode()
+        return command + headers + data + b"\r\n"
+
+    nobody = b"NATS/1.0 503\r\n\r\n"
+    settings = nats(server)
+    stranger = await Carrier.open(server.url, settings, {})
+    try:
+        async with both(settings) as (caller, address):
+            waiting = start(caller, address, "waits")
+            assert await outcome(start(caller, address)) is None
+            worker = f"dyn.a.b.c.{address.removeprefix('nats:///')}"
+            inbox = caller._sessions._inbox
+            (session,) = (number for _, number in caller._sessions._links)
+            for subject in (worker, f"{inbox}.a.zz.b", f"{inbox}.caller.{session + 1:016x}.1"):
+                for reply in ("", "nobody.there", f"{inbox}.y"):
+                    for data in (b"", b"x" * 8, b"x" * 11, b"x" * 12, bytes(12), bytes(8) + b"x" * 500):
+                        stranger.send([hostile(subject, reply, data)])
+                        stranger.send([hostile(subject, reply, data, nobody)])
+            await stranger.heard(settings)
+            for _ in range(20):
+                assert await outcome(start(caller, address)) is None
+            assert not waiting.ended
+    finally:
+        await stranger.leave()

@@ -140,7 +140,11 @@ class Carrier(Client):
             await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
         else:
             nobody = headers is not None and headers.startswith(NO_RESPONDERS)
-            receive(subject.decode(), reply.decode(), data, nobody)
+            try:
+                receive(subject.decode(), reply.decode(), data, nobody)
+            except Exception as error:  # nats-py would read no more, and say nothing
+                about = {"message": f"a message to {subject!r} was not taken", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(about)
 
     async def _told(self, error: Exception) -> None:
         self._said = error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from dynamo.core.wire.connection import Connection
 CLOSE_S = 1.0  # for what closing sessions still say to be sent
 HOLD_S = 100e-6  # after a message the next one may wait for so long, if there is more to come: it costs
 # three processes about 50 us, so nothing is sent before its tick ends either
+_BOUNCED = re.compile(r"\.(caller|worker)\.([0-9a-f]{16})\.([01])$")
 
 
 class Sessions:
@@ -108,10 +110,10 @@ class Sessions:
     def _receive(self, subject: str, reply: str, data: bytes, nobody: bool) -> None:
         """What came to the inbox: responses, and word of messages that nobody took."""
         if nobody:
-            *_, whose, hex_session, which = subject.split(".")
-            link = self._links.get((whose == "worker", int(hex_session, 16)))
-            if link is not None:
-                link.nobody(first=which == "0")
+            found = _BOUNCED.search(subject)  # anybody may publish to an inbox, and say so
+            link = self._links.get((found[1] == "worker", int(found[2], 16))) if found else None
+            if found and link is not None:
+                link.nobody(first=found[3] == "0")
         elif len(data) >= HEAD.size:
             session, sequence = HEAD.unpack_from(data)
             if (link := self._links.get((False, session))) is not None:
