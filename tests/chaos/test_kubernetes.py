@@ -1,7 +1,8 @@
 """What can happen to Kubernetes' API server, to what it knows and to the way there, while calls go on.
 
 By default with short outages; ``nox -s soak`` has those of 30 s, 20 s and 60 s. How soon all is right counts
-from the moment that the API server is ready again. How soon Kubernetes' own controller tells of a pod that is
+from the moment that the API server is ready again: every record says what it did and has an owner who watches
+it, and every client sees it. How soon Kubernetes' own controller tells of a pod that is
 not ready any more is printed beside it: that is none of ours.
 """
 
@@ -22,6 +23,7 @@ from attrs import asdict, define, frozen
 
 from chaos.load import Load
 from control_plane import CRD, ControlPlane
+from dynamo.adapters.discovery.kubernetes.records import CLAIM, claims_of
 from dynamo.runtime import Client, DistributedRuntime
 from dynamo.testing.proxy import FaultProxy
 from integration.kubernetes_workers import RECORDS, records
@@ -38,6 +40,7 @@ CLIENTS = ("c1", "c2")
 RATE_PER_S = 100.0  # of each of the clients
 DEADLINE_S = 30.0
 RECOVERY_S = 10.0
+QUESTION = f"{CLAIM}abc"
 CONTROLLER_S = 60.0  # for Kubernetes' controller to go on after an outage
 
 
@@ -60,7 +63,7 @@ class Window:
 
     fault: str
     lasted_s: float  # until the API server was ready again
-    right_s: float  # from then on, until records and clients were right
+    right_s: float  # from then on, until records, their owners and clients were right
     controller_s: float = 0.0  # from then on, until an EndpointSlice followed its pod
     followed_s: float = 0.0  # from there, until the clients did
     calls: int = 0
@@ -108,7 +111,17 @@ class Scene:
             seen = [(table.stale, table.instances()) for table in (one._membership for one in self.clients)]
             assert time.monotonic() - began < 3 * RECOVERY_S, (seen, self.recorded)
             await asyncio.sleep(0.02)
+        await self._ask_owners()
         return time.monotonic() - began
+
+    async def _ask_owners(self) -> None:
+        """Each record is owned by a process that follows it."""
+        for name in WORKERS:
+            question = {"metadata": {"annotations": {QUESTION: "does its owner live?"}}}
+            await self.namespace.patch(f"{RECORDS}/{name}", question)
+        async with asyncio.timeout(3 * RECOVERY_S):
+            while any(claims_of(one) for one in (await records(self.namespace)).values()):
+                await asyncio.sleep(0.01)
 
     async def suffer(self, fault: str, do: Callable[[], Awaitable[None]]) -> None:
         """Let it happen, wait until all is right again, and see whether readiness still comes through."""
