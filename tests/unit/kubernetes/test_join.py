@@ -180,4 +180,5 @@ async def test_the_last_watch_that_ends_ends_the_feeds(scene: Scene) -> None:
     await scene.begin(record(), endpoints())
     scene.join.unfollow(scene.follower)
     assert scene.join._sources is None
-    assert scene.join.end() == ()
+    await scene.join.ended(1.0)
+    assert not scene.join._ending

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -124,7 +123,6 @@ class KubernetesDiscovery(OpenClient):
     async def aclose(self) -> None:
         """End what still runs."""
         self.close()
-        if tasks := self._join.end():
-            await asyncio.wait(tasks, timeout=CLOSE_S)
+        await self._join.ended(CLOSE_S)
         if self._seats is not None:
             self._seats.release()

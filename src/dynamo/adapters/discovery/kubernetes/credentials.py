@@ -6,6 +6,7 @@ token is read again where it is kept, for it is replaced about every hour; ``loa
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -15,8 +16,10 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+from weakref import WeakSet
 
 import aiohttp
+import anyio
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import list_kube_config_contexts, load_kube_config
 from kubernetes.aio.config.incluster_config import InClusterConfigLoader
@@ -30,6 +33,7 @@ REREAD_S = 10.0  # a service account's
 REREAD_USER_S = 60.0  # a kubeconfig may name a program that makes tokens
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}  # a dead link shows in 20 s
 TOKEN = "BearerToken"
+CLOSE_S, TURN_S = 1.0, 0.002
 
 
 class Way:
@@ -39,12 +43,13 @@ class Way:
         self.namespace = namespace
         self._config, self._configuration = config, configuration
         self._read_at = time.monotonic()
+        self._sockets: WeakSet[socket.socket] = WeakSet()
         self._client = ApiClient(configuration)
         self._client.user_agent = "dynamo-runtime"
         self._connector = aiohttp.TCPConnector(
             limit=0,  # watches keep theirs, and nothing is to wait for those
             ssl=self._client.rest_client.ssl_context,
-            socket_factory=_socket,
+            socket_factory=self._socket,
         )
         # Else aiohttp looks for a .netrc, on a thread, before each request.
         configuration.client_session_kwargs = {"connector": self._connector, "trust_env": False}
@@ -54,8 +59,23 @@ class Way:
         return str(self._configuration.host)
 
     async def close(self) -> None:
-        await self._client.close()
-        await self._connector.close()
+        """Close all connections, which with TLS takes the loop some turns more than aiohttp waits for."""
+        with anyio.move_on_after(CLOSE_S, shield=True):
+            await self._client.close()
+            await self._connector.close()
+            while any(one.fileno() >= 0 for one in self._sockets):
+                await asyncio.sleep(TURN_S)
+
+    def _socket(self, address: Any) -> socket.socket:
+        """One that notices when the other end is gone without a word."""
+        family, kind, protocol = address[:3]
+        made = socket.socket(family, kind, protocol)
+        self._sockets.add(made)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if (option := getattr(socket, name, None)) is not None:
+                made.setsockopt(socket.IPPROTO_TCP, option, value)
+        return made
 
     async def send(
         self, method: str, path: str, query: Sequence[tuple[str, str]], body: Any, content_type: str
@@ -148,14 +168,3 @@ def _proxy(server: str) -> str | None:
 
 def _is_file(path: str) -> bool:
     return os.path.isfile(os.path.expanduser(path))
-
-
-def _socket(address: Any) -> socket.socket:
-    """One that notices when the other end is gone without a word."""
-    family, kind, protocol = address[:3]
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE.items():
-        if (option := getattr(socket, name, None)) is not None:
-            made.setsockopt(socket.IPPROTO_TCP, option, value)
-    return made

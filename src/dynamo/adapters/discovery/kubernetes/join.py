@@ -76,6 +76,7 @@ class Join:
         self._followers: list[Follower] = []
         self._sources: tuple[Source, Source] | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._ending: set[asyncio.Task[None]] = set()
         self._records: dict[str, Record] = {}
         self._slices: dict[str, frozenset[PodKey]] = {}
         self._shown: dict[str, tuple[Instance, ...]] = {}  # by record
@@ -105,15 +106,22 @@ class Join:
         if not self._followers:
             self.end()
 
-    def end(self) -> tuple[asyncio.Task[None], ...]:
-        """Stop; what is returned is on its way out."""
-        tasks, self._tasks, self._sources = self._tasks, (), None
-        for task in tasks:
+    def end(self) -> None:
+        """Stop the feeds; ``ended`` waits for it."""
+        for task in self._tasks:
             task.cancel()
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+        self._tasks, self._sources = (), None
         self._records.clear()
         self._slices.clear()
         self._shown.clear()
-        return tasks
+
+    async def ended(self, bound_s: float) -> None:
+        """Wait until nothing runs any more."""
+        self.end()
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=bound_s)
 
     def _begin(self) -> tuple[Source, Source]:
         records = Source(
