@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 
 from dynamo.adapters.request_plane.http2.dispatch import Dispatch
+from dynamo.adapters.request_plane.http2.endings import because, break_calls, reason_not_to_open
 from dynamo.adapters.request_plane.http2.fields import Recurring
 from dynamo.adapters.request_plane.http2.floods import Flooded, Floods
 from dynamo.adapters.request_plane.http2.frames import (
@@ -25,7 +25,7 @@ from dynamo.adapters.request_plane.http2.outbox import Outbox
 from dynamo.adapters.request_plane.http2.reader import Reader
 from dynamo.adapters.request_plane.http2.settings import PeerSettings, our_settings
 from dynamo.adapters.request_plane.http2.stream import Http2Call
-from dynamo.core.errors import DrainingError, DynamoError, UnavailableError, WireError
+from dynamo.core.errors import DynamoError, UnavailableError, WireError
 from dynamo.core.ports.request_plane import Request
 from dynamo.core.wire.budget import ReceiveBudget
 from dynamo.core.wire.frames import MIN_WINDOW
@@ -154,7 +154,7 @@ class Http2Connection:
         opening = self._openings.of(request, self.peer.max_list)
         if self.closed or self.draining or self._keepalive.stalled:
             call = Http2Call(self, request, 0)
-            call.finish(self._reason_not_to_open())
+            call.finish(reason_not_to_open(self))
             return call
         window = self.budget.window(options.window_bytes)
         call = Http2Call(self, request, window)
@@ -170,15 +170,6 @@ class Http2Connection:
         if request.end:
             self.complete()
         return call
-
-    def _reason_not_to_open(self) -> DynamoError:
-        peer = self.options.peer
-        if self.closed:
-            return UnavailableError(f"the connection to {peer} is closed{_because(self.error)}")
-        if self.draining:
-            return DrainingError(f"{peer} is draining and takes no new calls")
-        bound = f"{self.options.keepalive_s:g} s (DYN_KEEPALIVE_S)"
-        return UnavailableError(f"nothing came from {peer} for {bound}: it is sent no new calls")
 
     def tick(self, now: float) -> float:
         """Keep-alive and the bound of the opening; returns when to be called again."""
@@ -217,7 +208,7 @@ class Http2Connection:
 
     def connection_lost(self, error: Exception | None = None) -> None:
         if not self.closed:
-            lost = UnavailableError(f"the connection to {self.options.peer} was lost{_because(error)}")
+            lost = UnavailableError(f"the connection to {self.options.peer} was lost{because(error)}")
             lost.__cause__ = error
             self.end(lost, b"")
         self.outbox.clear()
@@ -237,21 +228,7 @@ class Http2Connection:
         if self.closed:
             return
         self.closed, self.error = True, error
-        why = str(error or f"the connection to {self.options.peer} was closed")
-        waiting, calls = list(self.outbox.waiting), list(self.calls.values())
-        self.outbox.waiting.clear()
-        for call in waiting:
-            if error is None or not self.ready:
-                ending = copy.copy(error) or UnavailableError(f"{why} (the call was not sent)")
-            else:
-                ending = UnavailableError(f"{why} (the call was not sent)")
-            call.finish(_caused(ending, error))
-        for call in calls:
-            ended = _caused(call.broken(why), error)
-            if self.dialer:
-                call.finish(ended)
-            else:
-                call.break_off(ended)
+        break_calls(self, error)
         if goodbye:
             self.outbox.put(goodbye)
 
@@ -285,12 +262,3 @@ class Http2Connection:
             self.on_idle()
         if waiting:
             self.outbox.brings(next(iter(waiting)), 0)
-
-
-def _because(error: Exception | None) -> str:
-    return "" if error is None else f": {error}"
-
-
-def _caused(error: DynamoError, cause: DynamoError | None) -> DynamoError:
-    error.__cause__ = cause
-    return error
