@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from dynamo.core.errors import AuthError, ConfigError, UnavailableError
 from dynamo.core.health import Status
 from dynamo.core.model import Phase
 from dynamo.runtime import DistributedRuntime
-from dynamo.testing.discovery import ENDPOINT, an_instance, by_key, following, lease_for
+from dynamo.testing.discovery import ENDPOINT, SCOPE, an_instance, by_key, following, lease_for
 from integration.kubernetes_workers import caller, settings, worker
 from kubernetes_namespace import Namespace, fresh_namespace
 from matrix.deployment import reserved
@@ -54,6 +55,20 @@ async def test_in_a_pod_the_service_account_is_the_way(namespace: Namespace, acc
         assert (await client.check()).detail.startswith(f"Kubernetes, namespace {namespace.name} of https://")
         async with following(client) as follower, worker(namespace, pod) as one:
             await follower.until(lambda live: live == by_key(one.instance))
+
+
+async def test_a_closed_client_has_closed_its_sockets(namespace: Namespace) -> None:
+    """A program may end its loop right after."""
+    pod = await namespace.kubelet.start("worker-0")
+    for turns in range(10):
+        async with open_kubernetes("kubernetes://", settings(namespace, pod)) as client:
+            made = client._access._way._sockets
+            async with lease_for(client, an_instance(1)) as lease, client.watch(SCOPE):
+                await lease.put(an_instance(1))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+        assert made
+        assert [one for one in made if one.fileno() >= 0] == []
 
 
 async def test_a_token_that_was_replaced_is_read_again(
