@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import attrs
 
-from dynamo.adapters.discovery.kubernetes import feed, open_kubernetes
+from dynamo.adapters.discovery.kubernetes import open_kubernetes
 from dynamo.core.config import Settings
 from dynamo.core.ports.discovery import Put, Snapshot, Stale
 from dynamo.testing.discovery import Follower, an_instance, by_key, following
@@ -19,6 +19,7 @@ ONE, TWO, THREE = (an_instance(number) for number in (1, 2, 3))
 CHANGED = attrs.evolve(ONE, addresses=("tcp://127.0.0.1:1",))
 BOUND_S = 10.0
 WHILE_S = 0.3
+LEAST_DELAY_S = 0.025  # half of 0.05 s, which is doubled after each attempt
 
 
 @asynccontextmanager
@@ -39,9 +40,9 @@ async def patience(fake: FakeKubernetes, began: float, *whats: str) -> None:
     for what in whats:
         await fake.until_asked(what, 2)
     await asyncio.sleep(WHILE_S)
-    allowed, at, delay_s = 1, 0.0, feed.FIRST_DELAY_S / 2  # the least that is drawn
+    allowed, at, delay_s = 1, 0.0, LEAST_DELAY_S
     while (at := at + delay_s) < time.monotonic() - began:
-        allowed, delay_s = allowed + 1, min(2 * delay_s, feed.LONGEST_DELAY_S / 2)
+        allowed, delay_s = allowed + 1, 2 * delay_s
     for what in whats:
         assert len(fake.times(what)) <= allowed
 
