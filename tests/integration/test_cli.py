@@ -414,7 +414,7 @@ def test_help_documents_examples_and_exit_codes(deployment: Deployment) -> None:
 @pytest.mark.parametrize(
     "typed,offered",
     [
-        ("dynamo ", ["serve", "ls", "call", "doctor", "bench"]),
+        ("dynamo ", ["serve", "ls", "call", "doctor", "bench", "manifests"]),
         ("dynamo do", ["doctor"]),
         ("dynamo call --ti", ["--timeout"]),
         ("dynamo call demo.", [GENERATE]),

@@ -17,7 +17,7 @@ from aiohttp import web
 
 pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed")
 
-from dynamo.adapters.discovery.kubernetes import open_kubernetes
+from dynamo.adapters.discovery.kubernetes import claiming, open_kubernetes
 from dynamo.adapters.discovery.kubernetes.records import CLAIM
 from dynamo.core.config import Settings
 from dynamo.core.errors import UnavailableError
@@ -39,12 +39,12 @@ def fake(tmp_path: Path) -> FakeKubernetes:
 
 
 @asynccontextmanager
-async def leased(fake: FakeKubernetes) -> AsyncIterator[Lease]:
+async def leased(fake: FakeKubernetes, url: str = "kubernetes://") -> AsyncIterator[Lease]:
     """A worker that has yet to register; it leaves nothing."""
     pod = {"POD_NAME": "worker-0", "POD_UID": "1234"}
     settings = Settings.from_env(pod, kubeconfig=str(fake.kubeconfig), connect_timeout_s=2.0)
     async with fake.run(), asyncio.timeout(BOUND_S):
-        async with open_kubernetes("kubernetes://", settings) as client, lease_for(client, ONE) as lease:
+        async with open_kubernetes(url, settings) as client, lease_for(client, ONE) as lease:
             await fake.until_watched(RECORDS)
             yield lease
         assert not fake.objects[RECORDS]
@@ -147,3 +147,20 @@ async def test_who_asks_whether_we_live_is_answered_when_the_server_can_write_ag
         fake.always(f"merge {RECORDS}", None)
         while fake.objects[RECORDS][NAME]["metadata"]["annotations"]:
             await asyncio.sleep(0.01)
+
+
+async def test_a_place_whose_owner_can_never_be_asked_is_not_waited_for_for_ever(
+    fake: FakeKubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claiming, "ANSWER_S", 0.1)
+    async with leased(fake, "kubernetes://?takeover_s=0.1") as lease:
+        await lease.put(ONE)
+        other = fake.objects[RECORDS][NAME]
+        await lease.remove(ONE.endpoint_id)
+        other["spec"]["data"]["incarnation"] = "f00"
+        fake.put(RECORDS, other)
+        fake.answer(f"apply {RECORDS}", status(409, "Conflict"))
+        fake.always(f"merge {RECORDS}", status(409, "Conflict"))
+        with pytest.raises(UnavailableError, match="changes faster than its owner can be asked"):
+            await lease.put(ONE)
+        fake.remove(RECORDS, NAME)

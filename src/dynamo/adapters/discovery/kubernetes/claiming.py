@@ -13,7 +13,7 @@ import time
 from dynamo.adapters.discovery.kubernetes.access import Access, Object, Selection
 from dynamo.adapters.discovery.kubernetes.errors import RECORDS, RefusedError
 from dynamo.adapters.discovery.kubernetes.records import CLAIM, claims_of, incarnation_in
-from dynamo.core.errors import ConflictError
+from dynamo.core.errors import ConflictError, UnavailableError
 
 ANSWER_S = 2.0  # for a live owner to answer
 LOOK_S = 0.2
@@ -42,7 +42,8 @@ class Place:
     async def clear(self, deadline: float) -> None:
         """Wait until no other incarnation is there; take away what nobody answers for.
 
-        Raises ConflictError where somebody answers after ``deadline``; UnavailableError, AuthError.
+        Raises ConflictError where somebody answers after ``deadline``; UnavailableError, also where the
+        object cannot be asked; AuthError.
         """
         while (found := await self.foreign()) is not None:
             uid = found["metadata"]["uid"]
@@ -50,7 +51,10 @@ class Place:
             try:
                 await self._access.merge(self._name, {"metadata": question})
                 answered = await self._answered(uid)
-            except RefusedError:  # it changed meanwhile
+            except RefusedError as error:  # it changed meanwhile
+                if time.monotonic() > deadline + ANSWER_S:
+                    what = f"{self._name} in {self._access.where} changes faster than its owner can be asked"
+                    raise UnavailableError(f"{what}: {error}") from error
                 answered = False
             if answered and time.monotonic() > deadline:
                 waited_s = self._access.config.takeover_s
