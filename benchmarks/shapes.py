@@ -36,7 +36,8 @@ def _payload(name: str, size: int, shows: tuple[str, ...], *, up: bool = False, 
 
 def _paced(count: int) -> Shape:
     load = {"load": "paced", "streams": count, "pause": 0.01}
-    return Shape(f"paced {count}", load, ("server us/item", "client us/item", "both us/item"), quick=True)
+    shows = ("server us/item", "client us/item", "both us/item")
+    return Shape(f"paced {count}", load, shows, quick=True, rounds=5, seconds=1.0)
 
 
 REQUESTS, ITEMS = ("requests/s",), ("items/s",)

@@ -28,7 +28,7 @@ async def generate(request: dict[str, Any], context: Any = None) -> AsyncIterato
     pause = request["pause"]
     if alone := request.get("alone"):
         each = {"items": request["items"], "pause": pause}
-        await asyncio.gather(*(exhaust(generate(each)) for _ in range(alone)))
+        await spread(alone, pause, lambda: exhaust(generate(each)))
         yield {}
         return
     for index in range(request["items"]):
@@ -40,6 +40,16 @@ async def generate(request: dict[str, Any], context: Any = None) -> AsyncIterato
 async def exhaust(items: AsyncIterator[Any]) -> None:
     async for _ in items:
         pass
+
+
+async def spread(count: int, period: float, begin: Callable[[], Awaitable[Any]]) -> list[Any]:
+    """``count`` of these, begun evenly over ``period`` seconds, as those of independent callers are."""
+
+    async def one(index: int) -> Any:
+        await asyncio.sleep(index / count * period)
+        return await begin()
+
+    return await asyncio.gather(*map(one, range(count)))
 
 
 async def block(request: dict[str, Any], context: Any = None) -> AsyncIterator[bytes]:
@@ -178,7 +188,7 @@ async def paced(
     await calls.ask({**request, "alone": streams})
     alone = cpu.per("item", count)
     cpu, began = Cpu(server_pid), time.perf_counter()
-    received = await asyncio.gather(*(calls.ask(request) for _ in range(streams)))
+    received = await spread(streams, pause, lambda: calls.ask(request))
     took, used = time.perf_counter() - began, cpu.per("item", count)
     if sum(received) != count:
         raise RuntimeError(f"{sum(received)} items came, not {count}")

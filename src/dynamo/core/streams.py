@@ -10,7 +10,7 @@ from dynamo.core.codec import decode
 from dynamo.core.errors import DynamoError, RemoteError
 from dynamo.core.exchange import Exchange
 from dynamo.core.model import Instance
-from dynamo.core.ports.request_plane import Payload
+from dynamo.core.ports.request_plane import OutgoingCall, Payload
 
 ENVELOPE = "_dynamo_annotated"  # Dynamo's mark of an envelope that a handler yields itself
 
@@ -94,10 +94,6 @@ def decode_buffers(payload: Payload) -> Any:
     return decode(payload, buffers=True)
 
 
-def _nothing() -> Payload | None:
-    return None
-
-
 class ResponseStream(AsyncIterator[Any]):
     """The items of one answer, read by one task.
 
@@ -107,13 +103,11 @@ class ResponseStream(AsyncIterator[Any]):
     end, or an error, it stays ended.
     """
 
-    __slots__ = ("__weakref__", "_decode", "_exchange", "_receive")
+    __slots__ = ("__weakref__", "_call", "_decode", "_exchange")
 
     def __init__(self, exchange: Exchange, decode: Decode) -> None:
         self._exchange, self._decode = exchange, decode
-        self._receive = (
-            _nothing  # the present call's own, once it has answered: most items take no other step
-        )
+        self._call: OutgoingCall | None = None  # the present one, once it has answered
 
     @property
     def request_id(self) -> str:
@@ -135,15 +129,20 @@ class ResponseStream(AsyncIterator[Any]):
         return self
 
     async def __anext__(self) -> Any:
-        payload = self._receive()
+        payload: Payload | None = None
+        if (call := self._call) is not None:  # most items take no other step
+            payload = call.receive_nowait()
+            if payload is None and not call.ended:
+                await call.wait()
+                payload = call.receive_nowait()
         if payload is None:
             exchange = self._exchange
             payload = await exchange.next()
             if payload is None:
-                self._receive = _nothing
+                self._call = None
                 raise StopAsyncIteration
-            if exchange.call is not None:
-                self._receive = exchange.call.receive_nowait
+            if exchange.patience is None:  # else it has its own bounds of waiting
+                self._call = exchange.call
         try:
             return self._decode(payload)
         except DynamoError:
@@ -178,7 +177,7 @@ class ResponseStream(AsyncIterator[Any]):
 
     async def aclose(self) -> None:
         """Leave: the worker is cancelled, unread items are dropped. Doing it twice is fine."""
-        self._receive = _nothing
+        self._call = None
         self._exchange.close()
 
     def __del__(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import math
 import socket
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import cast
 
@@ -38,27 +39,20 @@ class Call(Stream):
     async def wait(self) -> None:
         while not self.ready():
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.on_readable = _Wake(waiter)
+            self.on_readable = partial(_wake, waiter)
             await waiter
 
     async def writable(self) -> None:
         while not self.can_send:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.on_writable = _Wake(waiter)
+            self.on_writable = partial(_wake, waiter)
             await waiter
 
 
-class _Wake:
-    """Ends a wait; the waiter may have been cancelled in the meantime."""
-
-    __slots__ = ("_waiter",)
-
-    def __init__(self, waiter: asyncio.Future[None]) -> None:
-        self._waiter = waiter
-
-    def __call__(self) -> None:
-        if not self._waiter.done():
-            self._waiter.set_result(None)
+def _wake(waiter: asyncio.Future[None]) -> None:
+    """End a wait; it may have been cancelled in the meantime."""
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Link(asyncio.BufferedProtocol):
