@@ -35,6 +35,7 @@ from dynamo.core.ports.request_plane import (
 )
 from dynamo.core.registry import url_options
 
+QUIET_S = 100e-6  # without handing over: nothing is likely to come soon
 HOLD_S = 1e-3  # an item of a stream waits at most so long, and a tick, for those that come after it
 
 _servers: WeakValueDictionary[str, MemServer] = WeakValueDictionary()
@@ -107,7 +108,7 @@ class MemRequestPlane(RequestPlane):
         self._name, self._closed = name, False
         self._servers: set[MemServer] = set()
         self._posting: list[End] = []
-        self._posting_since = 0.0
+        self._posting_since = self._flushed_at = 0.0
         self._held = 0  # items that were not handed over at the end of the last tick
         self.urgent = False  # more than items is to be handed over
         self.window_bytes, self.max_message_bytes = settings.window_bytes, settings.max_message_bytes
@@ -187,10 +188,10 @@ class MemRequestPlane(RequestPlane):
         self._posting.append(end)
 
     def _flush(self) -> None:
-        """Items wait for those of the next tick, while each brings more, so that their readers wake less
-        often; whatever else there is waits for nothing.
+        """Right after others items wait for those of the next tick, while each brings more, so that their
+        readers wake less often; whatever else there is waits for nothing.
         """
-        if not self.urgent:
+        if not self.urgent and self._posting_since - self._flushed_at < QUIET_S:
             waiting = sum([end.waiting for end in self._posting])
             if waiting > self._held and perf_counter() - self._posting_since < HOLD_S:
                 self._held = waiting
@@ -200,6 +201,7 @@ class MemRequestPlane(RequestPlane):
         self._held, self.urgent = 0, False
         for end in posting:
             end.flush()
+        self._flushed_at = perf_counter()
 
     def _check_open(self) -> None:
         if self._closed:
