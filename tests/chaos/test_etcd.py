@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from attrs import Factory, define, frozen
 
@@ -110,7 +111,13 @@ class Scene:
             listed = {instance.instance_id for instance in known.instances()}
             if known.stale or not known.synced or listed != set(self.ids.values()):
                 return False
-        registered = {parsed[1] for kv in self.server.range().kvs if (parsed := parse(kv.key)) is not None}
+        try:
+            found = self.server.range().kvs
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:  # as a cluster is while it has no leader
+                raise
+            return False
+        registered = {parsed[1] for kv in found if (parsed := parse(kv.key)) is not None}
         return registered == set(self.ids.values())
 
     async def until_right(self, bound_s: float) -> float:
