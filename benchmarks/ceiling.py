@@ -1,6 +1,6 @@
 """The ceiling: length-prefixed MessagePack over asyncio.BufferedProtocol, and nothing that a transport needs.
 
-    python ceiling.py server|client PORT [SERVER_PID]
+    python ceiling.py server|client PORT|SOCKET [SERVER_PID]
 
 No errors, windows, deadlines, cancellation, discovery. What a request plane costs is its distance from this.
 A frame is a length (u32, little-endian) and [stream, kind, value]; a length with the highest bit set is that
@@ -180,8 +180,8 @@ class Caller(Frames):
 
 
 class Calls(workload.Calls):
-    def __init__(self, caller: Caller, port: int) -> None:
-        self.caller, self.port = caller, port
+    def __init__(self, caller: Caller, address: str) -> None:
+        self.caller, self.address = caller, address
 
     async def ask(self, request: dict[str, Any]) -> int:
         received = 0
@@ -205,39 +205,51 @@ class Calls(workload.Calls):
         return close
 
     async def anew(self) -> None:
-        caller = await connect(self.port)
-        await Calls(caller, self.port).ask({"items": 1, "pause": None})
+        caller = await connect(self.address)
+        await Calls(caller, self.address).ask({"items": 1, "pause": None})
         caller.transport.close()
 
 
-async def connect(port: int) -> Caller:
-    _, caller = await asyncio.get_running_loop().create_connection(Caller, "127.0.0.1", port)
+async def connect(address: str) -> Caller:
+    loop = asyncio.get_running_loop()
+    if address.isdecimal():
+        _, caller = await loop.create_connection(Caller, "127.0.0.1", int(address))
+    else:
+        _, caller = await loop.create_unix_connection(Caller, address)
     return caller
 
 
-async def serve(port: int) -> None:
+async def serve(address: str) -> None:
     handlers: dict[str, Handler] = {
         "generate": workload.generate,
         "block": workload.block,
         "linger": workload.linger,
     }
     loop = asyncio.get_running_loop()
-    async with await loop.create_server(lambda: Server(handlers), "127.0.0.1", port) as server:
+
+    def make() -> Server:
+        return Server(handlers)
+
+    if address.isdecimal():
+        server = await loop.create_server(make, "127.0.0.1", int(address))
+    else:
+        server = await loop.create_unix_server(make, address)
+    async with server:
         await server.serve_forever()
 
 
-async def call(port: int, server_pid: int) -> None:
+async def call(address: str, server_pid: str) -> None:
     async with asyncio.timeout(workload.TIMEOUT_S):
         while True:
             try:
-                caller = await connect(port)
+                caller = await connect(address)
                 break
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, FileNotFoundError):
                 await asyncio.sleep(0.05)
-    await workload.obey(Calls(caller, port), server_pid)
+    await workload.obey(Calls(caller, address), int(server_pid))
 
 
 if __name__ == "__main__":
     role, *rest = sys.argv[1:]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run({"server": serve, "client": call}[role](*map(int, rest)))
+        runner.run({"server": serve, "client": call}[role](*rest))

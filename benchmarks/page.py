@@ -20,7 +20,16 @@ from shapes import SHAPES
 
 PAGE = Path("docs/performance.md")
 CHART = "pictures/request_plane.svg"
-TCP = ("dynamo", "grpc.aio", "ours tcp", "ours spelling", "ours unix", "ours fallback", "ceiling")
+TCP = (
+    "dynamo",
+    "grpc.aio",
+    "ours tcp",
+    "ours spelling",
+    "ours unix",
+    "ours fallback",
+    "ceiling",
+    "ceiling unix",
+)
 PLANES = ("dynamo", "dynamo nats", "grpc.aio", "ours http2", "ours nats", "ours mem", "ours tcp solo")
 
 

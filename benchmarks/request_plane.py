@@ -23,7 +23,7 @@ import report
 from processes import Program, ProgramError, setting, write_json
 from report import Value
 from shapes import SHAPES, Shape
-from systems import Make, systems
+from systems import CONTROLS, Make, systems
 
 BOUND_S = 120.0  # of one load, beside its seconds
 
@@ -39,12 +39,16 @@ class Run:
             programs = {name: self._start(stack, name) for name in self._systems}
             for shape in shapes:
                 if not shape.apart:
-                    self._shape(shape, programs)
+                    self._shape(shape, {name: programs[name] for name in self._of(shape)})
         for shape in shapes:
             if shape.apart:
-                for name in self._systems:
+                for name in self._of(shape):
                     with ExitStack() as stack:
                         self._shape(shape, {name: self._start(stack, name)})
+
+    def _of(self, shape: Shape) -> list[str]:
+        """The systems that are measured in ``shape``."""
+        return [name for name in self._systems if shape.name in CONTROLS.get(name, (shape.name,))]
 
     def _start(self, stack: ExitStack, name: str) -> Program:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyn-bench-")))

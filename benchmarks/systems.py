@@ -15,6 +15,8 @@ ENDPOINTS = [f"bench.worker.{name}" for name in ("generate", "block", "weigh", "
 # Prometheus metrics on both sides, and the status server that shows them.
 WATCHED = {"DYN_SYSTEM_PORT": "0", "DYN_SYSTEM_HOST": "127.0.0.1"}
 WITHOUT = "uvloop,msgspec"
+# Measured in these shapes only: what a Unix socket gains over TCP at all, beside what it gains in ours.
+CONTROLS = {"ceiling unix": ("1 x 1", "1 x 100", "1 x 100 sleep(0)")}
 
 
 @attrs.frozen
@@ -122,16 +124,22 @@ def grpc_aio(folder: Path) -> System:
     return System("grpc.aio", server, client, {})
 
 
-def ceiling(folder: Path) -> System:
-    port = str(free_port())
-    server, client = ([*python("ceiling.py"), role, port] for role in ("server", "client"))
-    return System("ceiling", server, client, {})
+def ceiling(transport: str) -> Make:
+    """A bare protocol over TCP or a Unix socket: the second shows what a Unix socket can gain at all."""
+
+    def make(folder: Path) -> System:
+        address = str(free_port()) if transport == "tcp" else str(folder / "socket")
+        server, client = ([*python("ceiling.py"), role, address] for role in ("server", "client"))
+        return System("ceiling" if transport == "tcp" else f"ceiling {transport}", server, client, {})
+
+    return make
 
 
 def systems(wheel: str | None) -> dict[str, Make]:
     """By name, in the order of the table; without ``wheel`` there is no ``dynamo``."""
     found: dict[str, Make] = {
-        "ceiling": ceiling,
+        "ceiling": ceiling("tcp"),
+        "ceiling unix": ceiling("unix"),
         "ours tcp": ours("tcp"),
         "ours spelling": ours_in_dynamos_words,
         "ours unix": ours("unix"),
