@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ITEM_COST = 64  # bytes that an item costs beyond its length, so that empty ones are bounded too
 
-Message: TypeAlias = "Callable[[End], None] | bytes | None"
+Message: TypeAlias = "Callable[[End], None] | Payload | None"
 """What is told to the peer: most often an item, None for a clean end of the items, else what to do there."""
 
 _NOTHING_QUEUED: deque[tuple[Payload | None, bool]] = deque(maxlen=0)
@@ -122,6 +122,7 @@ class End(Channel):
         self._outbox: list[Message] = []
         self._peer_window = self._credit = other.window_bytes
         self._window = plane.window_bytes
+        self._half = plane.window_bytes // 2
         self._inbox: deque[Payload] = deque()
 
     def send(self, payload: Payload, *, end: bool = False) -> bool:
@@ -136,11 +137,11 @@ class End(Channel):
             if end:
                 self._output_over = True
                 self._transmit(payload, end)
-            else:
-                self._outbox.append(payload)
-                if not self._scheduled:
-                    self._schedule()
-            return self._has_room
+                return True
+            self._outbox.append(payload)
+            if not self._scheduled:
+                self._schedule()
+            return credit > 0
         check_size(payload, self._limit)
         if not self._output_over:
             self._output_over = end
@@ -162,20 +163,24 @@ class End(Channel):
             await self._writable
 
     def receive_nowait(self) -> Payload | None:
-        if not self._inbox:
+        inbox = self._inbox
+        if not inbox:
             self._ask()
             return None
-        payload = self._inbox.popleft()
-        cost, window = len(payload) + ITEM_COST, self._window
+        payload = inbox.popleft()
         self._received += 1
-        if cost <= window:
-            self._owed += cost
-        else:
-            self._owed += window
-            self._release()
-        if 2 * self._owed > window and not self._scheduled:
-            self._schedule()
+        owed = self._owed = self._owed + len(payload) + ITEM_COST
+        if owed > self._half:
+            self._give_back(len(payload) + ITEM_COST)
         return payload
+
+    def _give_back(self, cost: int) -> None:
+        """Much is owed. ``cost`` is that of the item just taken, whose excess the budget bore."""
+        if (excess := cost - self._window) > 0:
+            self._owed -= excess
+            self._release()
+        if not self._scheduled:
+            self._schedule()
 
     @property
     def ended(self) -> bool:
@@ -236,13 +241,20 @@ class End(Channel):
     def _deliver(self, batch: list[Message], credit: int) -> None:
         if credit:
             self._credited(credit)
+        inbox = self._inbox
         for message in batch:
-            if isinstance(message, bytes):
-                self._arrive(message)
+            if isinstance(message, (bytes, memoryview)):
+                if not self._input_over:
+                    inbox.append(message)
             elif message is None:
                 self._end_input(None)
             else:
                 message(self)
+        if inbox:
+            self._asking = False
+            if (waiter := self._readable) is not None:
+                self._readable = None
+                wake(waiter)
 
     # Sending, as the window allows.
 
@@ -270,13 +282,13 @@ class End(Channel):
         self._post(lambda peer: peer._promise(size))
 
     def _transmit(self, payload: Payload | None, end: bool) -> None:
-        if type(payload) is memoryview:
-            self._post(lambda peer: peer._arrive(payload))
-        elif payload is not None:
-            self._post(payload)
+        if payload is not None:
+            self._outbox.append(payload)
         if end:
             failure = self._failure
             self._post(None if failure is None else lambda peer: peer._end_input(failure))
+        elif not self._scheduled:
+            self._schedule()
 
     def _credited(self, size: int) -> None:
         self._credit += size
@@ -285,14 +297,6 @@ class End(Channel):
             wake(self._writable)
 
     # Receiving.
-
-    def _arrive(self, payload: Payload) -> None:
-        if not self._input_over:
-            self._asking = False
-            self._inbox.append(payload)
-            if (waiter := self._readable) is not None:
-                self._readable = None
-                wake(waiter)
 
     def _end_input(self, error: DynamoError | None) -> None:
         self._input_over, self._error = True, error
@@ -308,7 +312,7 @@ class End(Channel):
     def _promise(self, size: int) -> None:
         if not self._input_over:
             self.promised = size
-            if self._asking:
+            if self._asking and not self._inbox:
                 self._ask()
 
     def grant(self) -> None:
