@@ -124,9 +124,14 @@ TARGETS = (
             ("payload 4 KiB", "requests/s"),
             ("payload 1 MiB", "MB/s"),
             ("payload 16 MiB", "MB/s"),
+            ("payload 16 MiB up", "MB/s"),
             ("duplex 64 x 100", "items/s"),
             ("storm 64", "requests/s"),
         )
+    ),
+    *(
+        Target(f"paced {streams}", "both us/item", "ours tcp solo", at_most=1, system="ours mem")
+        for streams in (64, 256)
     ),
 )
 
