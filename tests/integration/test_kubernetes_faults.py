@@ -5,7 +5,6 @@ state is not known to be right, and costs few requests. A double does it, as the
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 
@@ -36,13 +35,6 @@ from integration.kubernetes_faults import (
 )
 
 pytestmark = [pytest.mark.anyio]
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> FakeKubernetes:
-    made = FakeKubernetes(tmp_path)
-    made.serve(ONE, TWO)
-    return made
 
 
 @pytest.mark.parametrize("told", ["as an event", "as an event of the next watch", "as a status"])

@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -31,11 +30,6 @@ from integration.kubernetes_faults import BOUND_S, ONE, patience
 pytestmark = [pytest.mark.anyio]
 NAME = "worker-0-1"  # of the lease with the id 1 in pod worker-0
 DRAINING = attrs.evolve(ONE, phase=Phase.DRAINING)
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> FakeKubernetes:
-    return FakeKubernetes(tmp_path)
 
 
 @asynccontextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,13 +36,6 @@ from integration.kubernetes_faults import (
 )
 
 pytestmark = [pytest.mark.anyio]
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> FakeKubernetes:
-    made = FakeKubernetes(tmp_path)
-    made.serve(ONE, TWO)
-    return made
 
 
 @pytest.mark.parametrize(
