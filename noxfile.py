@@ -94,7 +94,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy strict and pyright over the sources and over how the public API is used."""
+    """mypy strict and pyright over the sources, the benchmarks and how the public API is used."""
     python = dev(session)
     side_by_side(session, (python, "-m", "mypy"), (python, "-m", "pyright"))
 

@@ -58,7 +58,7 @@ class Worker:
     @asynccontextmanager
     async def serving(self, runtime: DistributedRuntime) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            handlers = (self.linger, self.chatter, self.cancelled_at)
+            handlers: tuple[Any, ...] = (self.linger, self.chatter, self.cancelled_at)
             for path, handler in zip(ENDPOINTS, handlers, strict=True):
                 await stack.enter_async_context(runtime.endpoint(path).serve(handler))
             yield

@@ -14,7 +14,7 @@ import struct
 import sys
 from abc import abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, cast
 
 import msgspec
@@ -238,18 +238,22 @@ async def serve(address: str) -> None:
         await server.serve_forever()
 
 
+async def connect_once_served(address: str) -> Caller:
+    while True:
+        try:
+            return await connect(address)
+        except (ConnectionRefusedError, FileNotFoundError):
+            await asyncio.sleep(0.05)
+
+
 async def call(address: str, server_pid: str) -> None:
-    async with asyncio.timeout(workload.TIMEOUT_S):
-        while True:
-            try:
-                caller = await connect(address)
-                break
-            except (ConnectionRefusedError, FileNotFoundError):
-                await asyncio.sleep(0.05)
+    caller = await asyncio.wait_for(connect_once_served(address), workload.TIMEOUT_S)
     await workload.obey(Calls(caller, address), int(server_pid))
 
+
+ROLES: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {"server": serve, "client": call}
 
 if __name__ == "__main__":
     role, *rest = sys.argv[1:]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run({"server": serve, "client": call}[role](*rest))
+        runner.run(ROLES[role](*rest))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import uvloop
 import workload
 
 from dynamo.runtime import DistributedRuntime, dynamo_worker
 
-HANDLERS = {
+HANDLERS: dict[str, Any] = {
     "generate": workload.generate,
     "block": workload.block,
     "weigh": workload.weigh,

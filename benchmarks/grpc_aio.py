@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -22,23 +22,25 @@ METADATA = tuple(TRACE.items())
 encode, decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder().decode
 
 
-def coded(handler: Callable[[Any], AsyncIterator[Any]]) -> grpc.RpcMethodHandler:
-    async def serve(request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+def coded(handler: Callable[[Any], AsyncIterator[Any]]) -> grpc.RpcMethodHandler[Any, Any]:
+    async def serve(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         async for item in handler(decode(request)):
             yield encode(item)
 
     return grpc.unary_stream_rpc_method_handler(serve)
 
 
-async def block(request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+async def block(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
     yield workload.bytes_of(decode(request)["bytes"])
 
 
-async def weigh(request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+async def weigh(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
     yield encode(len(request))
 
 
-async def echo(inputs: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+async def echo(
+    inputs: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
+) -> AsyncIterator[bytes]:
     async for item in inputs:
         yield encode(decode(item))
 
@@ -123,7 +125,9 @@ async def call(port: int, server_pid: int) -> None:
         await workload.obey(Calls(channel, port), server_pid)
 
 
+ROLES: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {"server": serve, "client": call}
+
 if __name__ == "__main__":
     role, *rest = sys.argv[1:]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run({"server": serve, "client": call}[role](*map(int, rest)))
+        runner.run(ROLES[role](*map(int, rest)))

@@ -88,10 +88,10 @@ class Caller:
     @classmethod
     @asynccontextmanager
     async def of(cls, runtime: DistributedRuntime, worker_pid: int) -> AsyncIterator[Caller]:
-        clients = [await runtime.endpoint(path).client() for path in ENDPOINTS]
-        for client in clients:
+        give, count, tick = [await runtime.endpoint(path).client() for path in ENDPOINTS]
+        for client in (give, count, tick):
             await client.wait_for_instances(timeout_s=BOUND_S)
-        caller = cls(*clients, worker_pid)
+        caller = cls(give, count, tick, worker_pid)
         await caller.count.call(None, timeout_s=BOUND_S)  # a static instance is there before its process is
         yield caller
 

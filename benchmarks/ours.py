@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from dynamo.runtime import Client, Context, DistributedRuntime, RequestStream
 try:
     from uvloop import new_event_loop
 except ModuleNotFoundError:
-    from asyncio import new_event_loop
+    from asyncio import new_event_loop  # type: ignore[assignment]
 
 COMPONENT = "bench.worker"
 
@@ -126,7 +126,9 @@ async def both() -> None:
         await call(0)
 
 
+ROLES: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {"server": serve, "client": call, "both": both}
+
 if __name__ == "__main__":
     role, *rest = sys.argv[1:]
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run({"server": serve, "client": call, "both": both}[role](*map(int, rest)))
+        runner.run(ROLES[role](*map(int, rest)))

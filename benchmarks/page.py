@@ -78,9 +78,10 @@ def main() -> None:
     page = PAGE.read_text()
     for name, text in parts.items():
         marked = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not marked.search(page):
+        found = marked.search(page)
+        if found is None:
             sys.exit(f"{PAGE} has no <!-- {name} --> ... <!-- /{name} -->")
-        page = marked.sub(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page)
+        page = f"{page[: found.end(1)]}{text}\n{page[found.start(2) :]}"
     PAGE.write_text(page)
     print(f"written to {PAGE}")
 

@@ -174,10 +174,10 @@ def shown(shares: list[float]) -> str:
 
 
 def measure(loop: str, rounds: int, seconds: float, endpoints: int) -> dict[str, Any]:
-    port, pipes = free_port(), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    port, pipe = free_port(), subprocess.PIPE
     program = [*python("scrape.py"), "--loop", loop, "--endpoints", str(endpoints)]
     with process([*program, "--work", str(port)]) as worker:
-        with process([*program, "--call", str(worker.pid)], **pipes) as caller:
+        with process([*program, "--call", str(worker.pid)], stdin=pipe, stdout=pipe) as caller:
             answers = caller.stdout
             assert answers is not None
             if answers.readline() != "ready\n":

@@ -182,8 +182,8 @@ async def paced(
 
     ``control`` is what the same handlers take in the same process with no transport, which the server's
     figure is without."""
-    request = {"items": max(1, round(seconds / pause)), "pause": pause}
-    count = streams * request["items"]
+    items = max(1, round(seconds / pause))
+    request, count = {"items": items, "pause": pause}, streams * items
     cpu = Cpu(server_pid)
     await calls.ask({**request, "alone": streams})
     alone = cpu.per("item", count)

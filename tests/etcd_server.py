@@ -90,7 +90,7 @@ class EtcdServer:
             ),
         ]
         with (self.folder / "log").open("ab") as log:
-            program = [sys.executable, "-ISc", START, self._program]
+            program = [sys.executable, "-ISc", START, str(self._program)]
             self._process = subprocess.Popen([*program, *arguments], stdout=log, stderr=log)
 
     def wait(self) -> None:
