@@ -122,3 +122,10 @@ def test_what_being_watched_costs_is_measured(tmp_path: Path) -> None:
     found = written(tmp_path, "scrape.json")
     assert all(row["requests/s"] > 0 for rows in found["ways"].values() for row in rows)
     assert found["scrape"]["page_bytes"] > 1000
+
+
+def test_a_deployment_in_etcd_is_measured(tmp_path: Path) -> None:
+    run(tmp_path, "etcd_scale.py", "--instances", "20", "--changes", "5", "--idle", "0.1")
+    found = written(tmp_path, "etcd.json")
+    assert 0 < found["changes_seen"] <= 5
+    assert 0 < found["change_p50_ms"] <= found["change_p99_ms"]
