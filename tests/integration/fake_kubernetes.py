@@ -1,13 +1,14 @@
 """A scripted API server, for the faults that a real one does not show on demand; never instead of it.
 
 It lists by pages, watches from any version that it remembers, and takes the writes that we make, over plain
-HTTP. What is asked next can be answered otherwise; open watches can be told anything, and ended.
+HTTP or TLS. What is asked next can be answered otherwise; open watches can be told anything, and ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 import uuid
 from collections import defaultdict, deque
@@ -37,18 +38,23 @@ class Asked:
     what: str
     query: dict[str, str]
     token: str
+    subject: str | None
 
 
 class FakeKubernetes:
     """``asked`` are all requests so far. ``token`` is the only one that it takes, if it is not None; clients
-    have theirs in ``token_file``, which is in ``folder``.
+    have theirs in ``token_file``, which is in ``folder``. ``subject`` is the same of client certificates.
+    ``cluster`` and ``user`` are what the kubeconfig says of them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.asked: list[Asked] = []
         self.token: str | None = None
+        self.subject: str | None = None
         self.token_file, self.kubeconfig = folder / "token", folder / "kubeconfig.json"
         self.token_file.write_text("first")
+        self.cluster: Object = {}
+        self.user: Object = {"tokenFile": str(self.token_file)}
         self.page = 500
         self.objects: dict[str, dict[str, Object]] = {RECORDS: {}, SLICES: {}}
         self._version, self._oldest = 100, 100
@@ -56,6 +62,7 @@ class FakeKubernetes:
         self._next: defaultdict[str, deque[Answer]] = defaultdict(deque)
         self._always: dict[str, Answer] = {}
         self._streams: dict[str, set[Stream]] = {RECORDS: set(), SLICES: set()}
+        self._server: web.Server[web.Request] | None = None
 
     # What is there.
 
@@ -91,7 +98,8 @@ class FakeKubernetes:
 
     def answer(self, what: str, *answers: Answer) -> None:
         """The next requests of this kind get these answers, one each. ``what`` is a plural after a verb:
-        "list", "continue" (the second page and what follows), "watch", "apply", "merge" or "delete".
+        "list", "continue" (the second page and what follows), "watch", "apply", "merge" or "delete"; or it
+        is "version".
         """
         self._next[what] += answers
 
@@ -138,40 +146,53 @@ class FakeKubernetes:
         while not all(self._streams[plural] for plural in plurals):
             await asyncio.sleep(0.01)
 
+    def connected(self) -> set[str | None]:
+        """Who has a connection, by the names in client certificates."""
+        handlers = () if self._server is None else self._server.connections
+        return {_name_in(one.transport) for one in handlers if one.transport is not None}
+
     # The server.
 
     @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
+    async def run(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
         application = web.Application()
+        application.router.add_get("/version", self._answer)
         application.router.add_get(PATH, self._answer)
         application.router.add_route("*", f"{PATH}/{{name}}", self._answer)
         runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self._write_kubeconfig(f"http://127.0.0.1:{runner.addresses[0][1]}")
+            self._server = runner.server
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+            scheme = "http" if tls is None else "https"
+            self.write_kubeconfig(f"{scheme}://127.0.0.1:{runner.addresses[0][1]}")
             yield
         finally:
             for plural in self._streams:
                 self.end(plural)
             await runner.cleanup()
 
-    def _write_kubeconfig(self, url: str) -> None:
+    def write_kubeconfig(self, url: str) -> None:
+        """As ``run`` does; for one whose way there is another."""
         context = {"cluster": "fake", "user": "fake", "namespace": NAMESPACE}
         content = {
             "current-context": "fake",
             "contexts": [{"name": "fake", "context": context}],
-            "clusters": [{"name": "fake", "cluster": {"server": url}}],
-            "users": [{"name": "fake", "user": {"tokenFile": str(self.token_file)}}],
+            "clusters": [{"name": "fake", "cluster": {"server": url, **self.cluster}}],
+            "users": [{"name": "fake", "user": self.user}],
         }
         self.kubeconfig.write_text(json.dumps(content))
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        plural, verb = request.match_info["plural"], _verb(request)
-        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        what = f"{verb} {plural}"
-        self.asked.append(Asked(at=time.monotonic(), what=what, query=dict(request.query), token=token))
-        if self.token not in (None, token):
+        plural = request.match_info.get("plural")
+        what = "version" if plural is None else f"{_verb(request)} {plural}"
+        token, subject = (
+            request.headers.get("Authorization", "").removeprefix("Bearer "),
+            _name_in(request.transport),
+        )
+        query = dict(request.query)
+        self.asked.append(Asked(at=time.monotonic(), what=what, query=query, token=token, subject=subject))
+        if self.token not in (None, token) or self.subject not in (None, subject):
             return await status(401, "Unauthorized")(request)
         if self._next[what]:
             return await self._next[what].popleft()(request)
@@ -181,8 +202,9 @@ class FakeKubernetes:
 
     async def right(self, request: web.Request) -> web.StreamResponse:
         """The answer as it should be."""
-        plural, verb = request.match_info["plural"], _verb(request)
-        match verb:
+        if (plural := request.match_info.get("plural")) is None:
+            return web.json_response({"major": "1", "minor": "35"})
+        match verb := _verb(request):
             case "watch":
                 return await self._watch(request, plural)
             case "apply" | "merge" | "delete":
@@ -239,3 +261,10 @@ def _verb(request: web.Request) -> str:
     if request.query.get("limit") == "1":
         return "probe"
     return next((verb for verb in ("watch", "continue") if verb in request.query), "list")
+
+
+def _name_in(transport: asyncio.BaseTransport | None) -> str | None:
+    """The common name in the certificate of who is connected."""
+    certificate = (transport.get_extra_info("peercert") if transport is not None else None) or {}
+    named = {key: value for ((key, value), *_) in certificate.get("subject", ())}
+    return named.get("commonName")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,11 +24,13 @@ LEAST_DELAY_S = 0.025  # half of 0.05 s, which is doubled after each attempt
 
 
 @asynccontextmanager
-async def watched(fake: FakeKubernetes, answer_s: float = 2.0) -> AsyncIterator[Follower]:
+async def watched(
+    fake: FakeKubernetes, answer_s: float = 2.0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Follower]:
     """One that has listed both, and watches; nothing that it is told afterwards may be an empty snapshot."""
     fake.serve(ONE, TWO)
     settings = Settings.from_env({}, kubeconfig=str(fake.kubeconfig), connect_timeout_s=answer_s)
-    async with fake.run(), asyncio.timeout(BOUND_S):
+    async with fake.run(tls), asyncio.timeout(BOUND_S):
         async with open_kubernetes("kubernetes://", settings) as client, following(client) as follower:
             assert follower.live == by_key(ONE, TWO)
             await fake.until_watched(RECORDS, SLICES)

@@ -12,7 +12,7 @@ import attrs
 import pytest
 
 import control_plane
-from dynamo.adapters.discovery.kubernetes import configuration, credentials, open_kubernetes
+from dynamo.adapters.discovery.kubernetes import configuration, credentials, open_kubernetes, way
 from dynamo.core.config import Settings
 from dynamo.core.errors import AuthError, ConfigError, UnavailableError
 from dynamo.core.health import Status
@@ -62,7 +62,7 @@ async def test_a_closed_client_has_closed_its_sockets(namespace: Namespace) -> N
     pod = await namespace.kubelet.start("worker-0")
     for turns in range(10):
         async with open_kubernetes("kubernetes://", settings(namespace, pod)) as client:
-            made = client._access._way._sockets
+            made = client._access._way._connections.sockets
             async with lease_for(client, an_instance(1)) as lease, client.watch(SCOPE):
                 await lease.put(an_instance(1))
                 for _ in range(turns):
@@ -74,7 +74,7 @@ async def test_a_closed_client_has_closed_its_sockets(namespace: Namespace) -> N
 async def test_a_token_that_was_replaced_is_read_again(
     namespace: Namespace, account: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(credentials, "REREAD_S", 0.0)
+    monkeypatch.setattr(way, "REREAD_S", 0.0)
     async with open_kubernetes("kubernetes://", Settings.from_env({})) as client:
         await namespace.grant("stranger", [])
         (account / "token").write_text(await namespace.token("stranger"))
@@ -93,14 +93,14 @@ async def test_a_token_that_is_refused_is_read_again_at_once(namespace: Namespac
             pass
     (account / "token").write_text(token)
     async with open_kubernetes("kubernetes://", Settings.from_env({})) as client:
-        client._access._way._configuration.api_key[credentials.TOKEN] = "Bearer expired"
+        client._access._way._connections.configuration.api_key[credentials.TOKEN] = "Bearer expired"
         assert (await client.check()).status is Status.UP
 
 
 async def test_a_kubeconfigs_token_file_is_read_again(
     namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(credentials, "REREAD_USER_S", 0.0)
+    monkeypatch.setattr(way, "REREAD_USER_S", 0.0)
     await namespace.grant("reader", READ)
     await namespace.grant("stranger", [])
     file = tmp_path / "token"
@@ -150,13 +150,13 @@ async def test_each_change_is_one_request(namespace: Namespace, monkeypatch: pyt
     pod = await namespace.kubelet.start("worker-0")
     async with worker(namespace, pod) as one:
         sent: list[str] = []
-        send = credentials.Way.send
+        send = way.Way.send
 
-        async def counted(way: credentials.Way, method: str, *rest: Any) -> Any:
+        async def counted(to: way.Way, method: str, *rest: Any) -> Any:
             sent.append(method)
-            return await send(way, method, *rest)
+            return await send(to, method, *rest)
 
-        monkeypatch.setattr(credentials.Way, "send", counted)
+        monkeypatch.setattr(way.Way, "send", counted)
         others = [attrs.evolve(ENDPOINT, name=f"endpoint-{number}") for number in range(10)]
         async with caller(namespace) as follower:
             await one.lease.put(attrs.evolve(one.instance, endpoint_id=others[0]))

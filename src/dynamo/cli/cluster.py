@@ -14,8 +14,8 @@ from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dynamo.adapters.discovery.kubernetes.credentials import Way
     from dynamo.adapters.discovery.kubernetes.errors import Resource
+    from dynamo.adapters.discovery.kubernetes.way import Way
 
 TOPIC = "kubernetes"
 ACCOUNT = "system:serviceaccount:"
@@ -28,7 +28,8 @@ async def cluster(settings: Settings, timeout_s: float) -> list[Finding]:
     """Who we are, and what the API server says of that; whether it answers at all is discovery's finding."""
     import aiohttp
 
-    from dynamo.adapters.discovery.kubernetes import configuration, credentials
+    from dynamo.adapters.discovery.kubernetes import configuration
+    from dynamo.adapters.discovery.kubernetes.way import find
 
     findings = list(pod(settings))
     scheme, separator, _ = settings.discovery_backend.partition("://")
@@ -38,7 +39,7 @@ async def cluster(settings: Settings, timeout_s: float) -> list[Finding]:
         uid = None  # and the findings say so
     try:
         config = configuration.read(settings.discovery_backend if separator else f"{scheme}://", settings)
-        way = await credentials.find(config)
+        way = await find(config)
     except ConfigError:
         return findings
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dynamo.adapters.discovery.kubernetes import configuration, credentials
+from dynamo.adapters.discovery.kubernetes import configuration, credentials, way
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError
 
@@ -33,29 +33,29 @@ def config(tmp_path: Path, *, cluster: Any = None, user: Any = None, **context: 
 
 
 async def test_the_context_names_the_namespace_and_the_server(tmp_path: Path) -> None:
-    found, namespace = await credentials.load(config(tmp_path))
-    assert (found.host, namespace, found.proxy) == ("https://10.0.0.1:6443", "default", None)
-    _, namespace = await credentials.load(config(tmp_path, namespace="prod"))
-    assert namespace == "prod"
+    found = await credentials.load(config(tmp_path))
+    assert (found.configuration.host, found.configuration.proxy) == ("https://10.0.0.1:6443", None)
+    assert (found.namespace, found.context) == ("default", "x")
+    assert (await credentials.load(config(tmp_path, namespace="prod"))).namespace == "prod"
 
 
 async def test_a_token_is_read_without_the_newline_that_files_end_in(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret\n")
-    found, _ = await credentials.load(config(tmp_path, user={"tokenFile": str(tmp_path / "token")}))
-    assert found.api_key == {credentials.TOKEN: "Bearer secret"}
+    found = await credentials.load(config(tmp_path, user={"tokenFile": str(tmp_path / "token")}))
+    assert found.configuration.api_key == {credentials.TOKEN: "Bearer secret"}
 
 
 async def test_a_proxy_of_the_environment_is_taken_unless_the_kubeconfig_or_no_proxy_says_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
-    found, _ = await credentials.load(config(tmp_path))
-    assert found.proxy == "http://proxy:3128"
-    found, _ = await credentials.load(config(tmp_path, cluster={"proxy-url": "http://other:1"}))
-    assert found.proxy == "http://other:1"
+    found = await credentials.load(config(tmp_path))
+    assert found.configuration.proxy == "http://proxy:3128"
+    found = await credentials.load(config(tmp_path, cluster={"proxy-url": "http://other:1"}))
+    assert found.configuration.proxy == "http://other:1"
     monkeypatch.setenv("no_proxy", "10.0.0.1")
-    found, _ = await credentials.load(config(tmp_path))
-    assert found.proxy is None
+    found = await credentials.load(config(tmp_path))
+    assert found.configuration.proxy is None
 
 
 @pytest.mark.parametrize("text", ["a: [", "just text", "{}", "[]", ""])
@@ -70,4 +70,4 @@ async def test_what_is_no_kubeconfig_is_one_line(tmp_path: Path, text: str) -> N
 async def test_a_certificate_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(ConfigError, match="cannot be used"):
-        await credentials.find(config(tmp_path, cluster={"certificate-authority": str(tmp_path / "ca.pem")}))
+        await way.find(config(tmp_path, cluster={"certificate-authority": str(tmp_path / "ca.pem")}))

@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from dynamo.adapters.discovery.kubernetes import configuration, credentials
+from dynamo.adapters.discovery.kubernetes import configuration, way
 from dynamo.adapters.discovery.kubernetes.access import Access
 from dynamo.adapters.discovery.kubernetes.client import CAPABILITY, KubernetesDiscovery
 from dynamo.adapters.discovery.kubernetes.configuration import KubernetesConfig
@@ -51,7 +51,7 @@ def open_kubernetes(url: str, settings: Settings) -> AbstractAsyncContextManager
 
 @asynccontextmanager
 async def _open(config: KubernetesConfig, settings: Settings) -> AsyncIterator[KubernetesDiscovery]:
-    access = Access(config, await credentials.find(config))
+    access = Access(config, await way.find(config))
     try:
         for resource in (RECORDS, SLICES):
             await access.probe(resource)

@@ -12,8 +12,8 @@ import aiohttp
 from attrs import frozen
 
 from dynamo.adapters.discovery.kubernetes.configuration import KubernetesConfig
-from dynamo.adapters.discovery.kubernetes.credentials import Way
 from dynamo.adapters.discovery.kubernetes.errors import RECORDS, Resource, translated, unreachable
+from dynamo.adapters.discovery.kubernetes.way import Way
 from dynamo.core.errors import DynamoError, UnavailableError
 
 PAGE = 500
@@ -143,9 +143,6 @@ class Access:
         """The answer's beginning, if it is a good one."""
         path = resource.path(self.namespace, name)
         response = await self._way.send(method, path, query, body, content_type)
-        if response.status == 401 and await self._way.renew():
-            response.close()
-            response = await self._way.send(method, path, query, body, content_type)
         if response.status < 400:
             return response
         try:
