@@ -16,9 +16,10 @@ from typing import Any
 
 import grpc
 import pytest
-from attrs import Factory, define, frozen
+from attrs import define, frozen
 
 from chaos.load import Load
+from chaos.streams import Streams
 from dynamo.adapters.discovery.etcd.keys import parse
 from dynamo.runtime import Client, DistributedRuntime
 from dynamo.testing.proxy import FaultProxy
@@ -33,6 +34,7 @@ Tell = Callable[[object], None]
 WRITTEN = Path(__file__).parents[2] / "build" / "chaos" / "etcd.json"
 RATE_PER_S = 100.0  # of each of two clients
 STREAMS = 10  # of each
+ITEMS, PAUSE_S = 200, 0.05  # of each stream
 DEADLINE_S = 30.0
 RECOVERY_S = 5.0
 
@@ -61,35 +63,6 @@ class Window:
     ended_at: float
     recovered_s: float
     streams_broken: int = 0
-
-
-@define
-class Streams:
-    """Streams that run all the time; one that ends is followed by the next."""
-
-    client: Client
-    broken: list[tuple[float, str]] = Factory(list)  # when, and whose
-    _tasks: list[asyncio.Task[None]] = Factory(list)
-
-    async def __aenter__(self) -> Streams:
-        self._tasks = [asyncio.create_task(self._run()) for _ in range(STREAMS)]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
-
-    async def _run(self) -> None:
-        while True:
-            worker = "nobody"
-            try:
-                async with self.client.stream({"items": 200, "pause_s": 0.05}) as items:
-                    async for item in items:
-                        worker = item["worker"]
-            except Exception:
-                self.broken.append((time.monotonic(), worker))
-                await asyncio.sleep(0.05)
 
 
 class Scene:
@@ -135,8 +108,8 @@ class Scene:
         await do()
         recovered_s = await self.until_right(30.0)
         self.windows.append(Window(fault, began_at, time.monotonic(), recovered_s))
-        broken = [worker for streams in self.streams for at, worker in streams.broken if at >= began_at]
-        self.windows[-1].streams_broken = len([worker for worker in broken if worker != unreachable])
+        broken = [one for streams in self.streams for one in streams.broken if one.at >= began_at]
+        self.windows[-1].streams_broken = sum(one.worker != unreachable for one in broken)
         for load in self.loads:  # no call of this window is still under way when the next fault begins
             ended = len(load.ended)
             while len(load.ended) < ended + 30:
@@ -195,7 +168,8 @@ async def scene(server: EtcdServer, urls: dict[str, str], scale: Scale, folder: 
             made.clients += [echo, count]
             load = Load(echo, {"pause_s": 0.005}, RATE_PER_S, DEADLINE_S, idempotent=True)
             made.loads.append(await stack.enter_async_context(load))
-            made.streams.append(await stack.enter_async_context(Streams(count)))
+            streams = Streams(count, STREAMS, ITEMS, PAUSE_S, DEADLINE_S)
+            made.streams.append(await stack.enter_async_context(streams))
         made.ids = {
             str(instance.name): instance.instance_id for instance in made.clients[0]._membership.instances()
         }
@@ -204,6 +178,7 @@ async def scene(server: EtcdServer, urls: dict[str, str], scale: Scale, folder: 
         yield made
         for load in made.loads:
             await load.steady()
+        assert [wrong for streams in made.streams for wrong in streams.wrong] == []
 
 
 def judge(rows: list[dict[str, Any]], scale: Scale, tell: Tell) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import Factory, define, frozen
+from attrs import frozen
 
 from chaos.load import Load
+from chaos.streams import Streams
 from dynamo.adapters.request_plane.nats.link import SessionLink
-from dynamo.core.errors import StreamBrokenError
-from dynamo.runtime import Client, DistributedRuntime
+from dynamo.runtime import DistributedRuntime
 from dynamo.testing.proxy import FaultProxy
 from matrix.deployment import ProcessWorker, backend
 from matrix.worker import COMPONENT
@@ -52,47 +52,6 @@ QUICK = Scale(keepalive_s=0.6, connect_s=1.0, away_s=0.5, frozen_s=1.0, cut_s=0.
 FULL = Scale(keepalive_s=2.0, connect_s=5.0, away_s=3.0, frozen_s=8.0, cut_s=8.0, times=3)
 
 
-@define
-class Streams:
-    """Streams that run all the time; one that ends is followed by the next."""
-
-    client: Client
-    broken: int = 0
-    whole: int = 0
-    wrong: list[str] = Factory(list)
-    _tasks: list[asyncio.Task[None]] = Factory(list)
-
-    async def __aenter__(self) -> Streams:
-        self._tasks = [asyncio.create_task(self._run()) for _ in range(STREAMS)]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
-
-    async def _run(self) -> None:
-        while True:
-            numbers: list[int] = []
-            try:
-                async with self.client.stream(
-                    {"items": ITEMS, "pause_s": 0.01}, timeout_s=DEADLINE_S
-                ) as items:
-                    async for item in items:
-                        numbers.append(item["number"])
-                self._look(numbers, ITEMS)
-                self.whole += 1
-            except StreamBrokenError as error:
-                self._look(numbers, error.received)
-                self.broken += 1
-            except Exception as error:
-                self.wrong.append(repr(error))
-
-    def _look(self, numbers: list[int], count: int) -> None:
-        if numbers != list(range(count)):
-            self.wrong.append(f"{count} items were told, {len(numbers)} came: {numbers[-3:]}")
-
-
 @frozen
 class Left:
     """What may be left behind, here and at the server."""
@@ -122,7 +81,7 @@ class Scene:
 
     async def suffer(self, fault: str, do: Callable[[], Awaitable[None]]) -> None:
         """Let it happen, and wait until all is right again."""
-        began_at, broken, calls = time.monotonic(), self.streams.broken, len(self.load.ended)
+        began_at, broken, calls = time.monotonic(), len(self.streams.broken), len(self.load.ended)
         await do()
         over_at = time.monotonic()
         whole, load = self.streams.whole, self.load
@@ -134,7 +93,7 @@ class Scene:
         felt = self.load.ended[calls:]
         self.tell(
             f"{fault}: {len(felt)} calls, {sum(call.error is not None for call in felt)} failed, "
-            f"{self.streams.broken - broken} streams broken, longest call "
+            f"{len(self.streams.broken) - broken} streams broken, longest call "
             f"{max(call.after_s for call in felt):.2f} s, recovered "
             f"{self.load.recovery_s(began_at) - (over_at - began_at):.2f} s after its end"
         )
@@ -172,12 +131,13 @@ async def scene(server: NatsServer, way: str, scale: Scale, folder: Path, tell: 
             return await Left.by(server)
 
         before = await settled()
-        async with load, Streams(count) as streams:
+        running = Streams(count, STREAMS, ITEMS, 0.01, DEADLINE_S)
+        async with load, running as streams:
             await load.steady()
             yield Scene(server, load, streams, tell)
         load.check()
         after = await settled()
-        tell(f"{load}; {streams.whole} streams whole, {streams.broken} broken; left: {after}")
+        tell(f"{load}; {streams.whole} streams whole, {len(streams.broken)} broken; left: {after}")
         assert load.failed == []
         assert streams.wrong == []
         assert streams.broken  # or the faults were none
