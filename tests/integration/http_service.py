@@ -35,6 +35,13 @@ class Message:
     text: str = ""
 
 
+class PanicError(BaseException):
+    """As what Rust panics with, under Python."""
+
+
+NO_EXCEPTIONS: tuple[type[BaseException], ...] = (asyncio.CancelledError, GeneratorExit, PanicError)
+
+
 @service(namespace="demo")
 class Shop:
     def __init__(self) -> None:
@@ -84,6 +91,10 @@ class Shop:
         for number in range(after):
             yield number
         raise getattr(errors, kind, ValueError)("a secret")
+
+    @api
+    async def panics(self, kind: str) -> None:
+        raise {each.__name__: each for each in NO_EXCEPTIONS}[kind]("a secret")
 
     @api
     async def fails_behind(self, kind: str) -> None:

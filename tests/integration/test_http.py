@@ -21,7 +21,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from dynamo.adapters.http import http_application, serve_http
 from dynamo.runtime import ConfigError, ServedServices
-from integration.http_service import Served, make_runtime, serving
+from integration.http_service import NO_EXCEPTIONS, Served, make_runtime, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -119,6 +119,10 @@ async def test_items_come_as_they_are_made(shop: Served) -> None:
         ("POST", "/add", b"1", {"content-type": ""}, 415, "content-type: none; this takes application/json"),
         ("POST", "/add", b"1", {"content-encoding": "rot13"}, 415, "content-encoding: rot13; "),
         ("POST", "/unspeakable", b"", {}, 500, "demo.Shop.unspeakable failed with EncodeError"),
+        *(
+            ("POST", "/panics", b'"%b"' % kind.encode(), {}, 500, f"demo.Shop.panics failed with {kind}; ")
+            for kind in (each.__name__ for each in NO_EXCEPTIONS)
+        ),
         ("POST", "/breaks", b'{"after": 0}', {}, 500, "demo.Shop.breaks failed with ValueError; the log"),
         *(
             ("POST", "/breaks", b'{"after": 0, "kind": "%b"}' % kind, {}, status, words)

@@ -373,6 +373,10 @@ class TeapotError(Exception):
         self.message = "I'm a teapot"
 
 
+class PanicError(BaseException):
+    """As what Rust panics with, under Python."""
+
+
 class MuteError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -432,6 +436,18 @@ async def test_a_cancellation_that_the_handler_raises_itself_is_an_error_of_that
     error = await raised_by(asyncio.CancelledError())
     assert isinstance(error, RemoteError)
     assert error.type_name == "CancelledError"
+
+
+@pytest.mark.parametrize("kind", [GeneratorExit, PanicError])
+async def test_what_is_no_exception_arrives_too_and_is_logged(
+    kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    error = await raised_by(kind("overflow"))
+    assert isinstance(error, RemoteError)
+    assert str(error) == f"{kind.__name__}: overflow"
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[0] is kind
 
 
 async def test_an_error_without_a_text_still_arrives() -> None:

@@ -26,6 +26,7 @@ from dynamo.core.errors import (
     StreamBrokenError,
 )
 from dynamo.core.handlers import RequestStream, ResponseSender
+from dynamo.core.lifetime import runs_in
 from dynamo.core.ports.request_plane import IncomingCall, Payload
 
 if TYPE_CHECKING:
@@ -109,10 +110,10 @@ class Answer:
                 item = encode(produced)
                 self._note_first()
                 call.send(item, end=True)
-        except GeneratorExit:  # the loop is gone, and nothing can be awaited or told
-            items = None
-            raise
         except BaseException as error:  # noqa: ASYNC103 - a cancellation that came from us ends here
+            if isinstance(error, GeneratorExit) and not runs_in(self._task):
+                items = None  # the loop is gone, and nothing can be awaited or told
+                raise
             if self._failed(error):
                 raise
         finally:
@@ -219,13 +220,14 @@ class Answer:
 
     def _failed(self, error: BaseException) -> bool:
         """Tell the caller; True if the task must raise it too, being meant for more than this call."""
-        unexpected = isinstance(error, Exception) and not isinstance(error, DynamoError)
+        for_the_process = isinstance(error, (SystemExit, KeyboardInterrupt))
+        unexpected = not for_the_process and not isinstance(error, (DynamoError, asyncio.CancelledError))
         if self.over:
             if unexpected:
                 logger.warning(
                     "the handler of %s failed after it was cancelled", self._served, exc_info=error
                 )
-            return not isinstance(error, (Exception, asyncio.CancelledError))
+            return for_the_process
         self._error = type(error).__name__
         if isinstance(error, asyncio.CancelledError) and _cancelling():  # not by us: the loop ends
             self._call.fail(StreamBrokenError(f"the worker's task for {self._served} was cancelled"))
@@ -233,7 +235,7 @@ class Answer:
         self._call.fail(as_remote(error))
         if unexpected:
             logger.error("the handler of %s failed", self._served, exc_info=error)
-        return not isinstance(error, (Exception, asyncio.CancelledError))
+        return for_the_process
 
     async def _close(self, items: AsyncIterator[Any]) -> None:
         """Let a suspended generator run its cleanup now, not when it is collected."""

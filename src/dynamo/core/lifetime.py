@@ -102,6 +102,11 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+def runs_in(task: asyncio.Task[Any] | None) -> bool:
+    """Whether this runs as ``task``. Its coroutine does not where it is only closed, its loop being gone."""
+    return task is not None and running_loop() is not None and asyncio.current_task() is task
+
+
 def lone(error: Exception) -> Exception:
     """The one error inside nested groups of one: a single failure is never shown as a group."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:

@@ -12,10 +12,11 @@ from attrs import define
 
 from dynamo.adapters.http.admission import Admission
 from dynamo.adapters.http.answers import Answer, ClientLeft
-from dynamo.adapters.http.problems import Refusal
+from dynamo.adapters.http.problems import Refusal, problem_of
 from dynamo.core.context import Context
 from dynamo.core.distributed import DistributedRuntime
 from dynamo.core.errors import BadPayloadError, CallCancelledError, ClosedError, DeadlineError
+from dynamo.core.lifetime import runs_in
 from dynamo.core.ports.telemetry import EndpointTelemetry
 from dynamo.sdk.routes import Route, encode_json
 
@@ -80,8 +81,12 @@ class RouteCall:
                 self.over.set_result(None)
         except asyncio.CancelledError as cancelled:
             error = cancelled
-            if not self.over.done():  # not by us: the loop ends
-                self.over.set_exception(ClosedError(f"{self._opened.route.endpoint}: the server was closed"))
+            if not self.over.done():
+                if self.task.cancelling():  # not by us: the loop ends
+                    closed = ClosedError(f"{self._opened.route.endpoint}: the server was closed")
+                    self.over.set_exception(closed)
+                else:
+                    self.over.set_exception(self._refusal(cancelled))
             raise
         except Exception as raised:
             error = raised
@@ -93,8 +98,25 @@ class RouteCall:
                 logger.warning(
                     "%s failed after it was cancelled", self._opened.route.endpoint, exc_info=raised
                 )
+        except BaseException as raised:
+            if isinstance(raised, GeneratorExit) and not runs_in(self.task):
+                raise  # the loop is gone
+            error = raised
+            if not self.over.done():
+                self.over.set_exception(self._refusal(raised))
+            if isinstance(raised, (SystemExit, KeyboardInterrupt)):
+                raise  # it is meant for the process
         finally:
             self._ended(error)
+
+    def _refusal(self, raised: BaseException) -> Refusal:
+        """What a method raised that is no Exception, such as a panic of native code, as whoever waits for
+        ``over`` may raise it.
+        """
+        problem = problem_of(raised, self._opened.route.endpoint)
+        refusal = Refusal(problem.status, problem.detail, members=problem.members)
+        refusal.__cause__ = raised
+        return refusal
 
     async def _answered(self) -> None:
         route, answer = self._opened.route, self._answer
