@@ -35,7 +35,8 @@ Examples:
       --image registry.example.com/hello:1.0 | kubectl apply -f -
   dynamo manifests kubernetes --namespace team      what pods of your own need
   dynamo manifests kubernetes --only crd | kubectl apply -f -
-  dynamo manifests kubernetes hello:Frontend --image hello:1 -- -f hello.yaml
+  dynamo manifests kubernetes hello:Frontend --worker Backend \\
+      --image hello:1 -- -f hello.yaml
 
 \b
 Parts, in the order in which they are printed:
@@ -56,7 +57,7 @@ in its working directory.
 @click.option("--image", metavar="IMAGE", help="What the pods run.")
 @click.option(
     "--worker", "workers", multiple=True, callback=_workload, metavar="SERVICE[=REPLICAS]",
-    help="A service that the others call, in pods of its own; may be repeated.",
+    help="A service that the others call, in pods of its own; once for each: the image is not looked into.",
 )  # fmt: skip
 @click.option(
     "--frontend", callback=_workload, metavar="SERVICE[=REPLICAS]",
@@ -125,6 +126,12 @@ def command(
         finish_s=shutdown_timeout,
         arguments=arguments,
     ).documents(parts)
+    if frontend is not None and not workers and only is None:
+        click.echo(
+            f"no --worker: these run {frontend.service} alone; if it depends on other services, "
+            "give --worker SERVICE for each",
+            err=True,
+        )
     if output is None:
         click.echo("---\n".join(documents.values()), nl=False)
         return

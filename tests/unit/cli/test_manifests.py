@@ -132,6 +132,25 @@ def test_arguments_go_to_dynamo_serve() -> None:
         assert container["command"][6:8] == ["-f", 'my "config".yaml']
 
 
+@pytest.mark.parametrize(
+    "more, remark",
+    [
+        ("", "no --worker: these run Frontend alone; if it depends on other services, "),
+        ("--frontend Gate=2", "no --worker: these run Gate alone; if it depends on other services, "),
+        ("--worker Backend", ""),
+        ("--only frontend", ""),
+    ],
+)
+def test_a_frontend_without_workers_is_remarked_on(
+    more: str, remark: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside what is printed, which kubectl reads: a service may well depend on no other."""
+    assert run(["manifests", "kubernetes", "hello:Frontend", "--image", "x", *more.split()]) == 0
+    said = capsys.readouterr()
+    assert "Deployment" in {document["kind"] for document in yaml.safe_load_all(said.out)}
+    assert said.err == (remark and f"{remark}give --worker SERVICE for each\n")
+
+
 def test_rules_are_told_one_by_one() -> None:
     (role,) = named(printed("--only", "rbac"), "Role").values()
     count = sum(len(rule["verbs"]) * len(rule["resources"]) for rule in role["rules"])
