@@ -72,6 +72,11 @@ async def test_a_detached_runtime_is_new_and_reads_the_environment(environment: 
     assert one.event_loop() is asyncio.get_running_loop()
 
 
+def test_an_adapter_where_the_event_loop_stands_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"^event_loop='mem': expected an event loop.*discovery=\.\.\."):
+        DistributedRuntime("mem", "mem")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("path", [PATH, f"dyn://{PATH}"])
 async def test_an_endpoint_is_found_by_its_path(path: str) -> None:
     endpoint = make_runtime().endpoint(path)
@@ -284,6 +289,16 @@ async def test_a_worker_function_gets_the_runtime_before_its_arguments(environme
     assert await bounded(worker(1, second="two")) == (1, "two")
     (runtime,) = runtimes
     assert runtime.health().detail == "closed"
+
+
+async def test_how_a_worker_function_is_written_is_told(environment: str) -> None:
+    def worker(runtime: DistributedRuntime) -> int:
+        return 1
+
+    with pytest.raises(ConfigError, match=r"^write @dynamo_worker\(\) above .*worker, with its parentheses"):
+        dynamo_worker(worker)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^@dynamo_worker takes a coroutine: 'async def' .*worker"):
+        await bounded(dynamo_worker()(worker)())  # type: ignore[arg-type]
 
 
 async def test_a_worker_functions_error_is_its_callers(environment: str) -> None:

@@ -53,6 +53,15 @@ def returns_the_item(request: Any) -> Any:
     return request
 
 
+def plain_generator(request: Any) -> Any:
+    yield request
+
+
+class PlainEngine:
+    def __call__(self, request: Any) -> Any:
+        yield request
+
+
 class Engine:
     async def generate(self, request: Any) -> AsyncIterator[Any]:
         yield request
@@ -157,6 +166,9 @@ async def test_without_a_deadline_the_context_has_none() -> None:
         (lambda request, ctx: None, "'ctx'"),
         (lambda request, *, tokenizer: None, "'tokenizer'"),
         ("not callable", "callable"),
+        (plain_generator, "plain_generator is a plain generator.*async def"),
+        (functools.partial(plain_generator), "plain generator"),
+        (PlainEngine(), "PlainEngine is a plain generator"),
     ],
 )
 async def test_what_could_never_be_called_is_refused_when_it_is_served(handler: Any, says: str) -> None:

@@ -144,9 +144,15 @@ async def test_a_waiting_call_whose_deadline_passes_never_starts() -> None:
         ({"max_inflight": 0}, "max_inflight=0"),
         ({"queue": 3}, "queue=3"),
         ({"max_inflight": 1, "queue": -1}, "queue=-1"),
+        ({"max_inflight": "8"}, "max_inflight='8'"),
+        ({"max_inflight": 1, "queue": 1.5}, r"queue=1\.5"),
+        ({"labels": "model"}, "labels='model': expected a map, or pairs"),
+        ({"labels": [("model",)]}, r"labels=\[\('model',\)\]: expected a map, or pairs"),
+        ({"labels": {1: "model"}}, "labels={1: 'model'}: expected a map, or pairs"),
+        ({"metadata": ["zone"]}, r"metadata=\['zone'\]: expected a map"),
     ],
 )
-async def test_bounds_that_make_no_sense_are_refused(options: dict[str, int], says: str) -> None:
+async def test_options_that_make_no_sense_are_refused(options: dict[str, Any], says: str) -> None:
     async with make_runtime() as runtime:
         with pytest.raises(ConfigError, match=says):
             async with runtime.endpoint(PATH).serve(Gate(), **options):

@@ -23,7 +23,7 @@ from dynamo.core.hosting import Hosting, ServeOptions
 from dynamo.core.lifetime import Ending, Owner, running_loop, see_through, within
 from dynamo.core.membership import Membership, Memberships
 from dynamo.core.metrics import EndpointMetrics
-from dynamo.core.model import EndpointId, Instance
+from dynamo.core.model import EndpointId, Instance, shown
 from dynamo.core.observing import EngineRoute, Observing
 from dynamo.core.opening import CLOSE_S, Adapters
 from dynamo.core.ports.telemetry import Telemetry
@@ -62,6 +62,11 @@ class DistributedRuntime:
                 "enable_nats is deprecated and changes nothing: the planes say whether NATS is used",
                 DeprecationWarning,
                 stacklevel=2,
+            )
+        if event_loop is not None and not isinstance(event_loop, asyncio.AbstractEventLoop):
+            raise ConfigError(
+                f"event_loop={shown(event_loop)}: expected an event loop, or None for the running one; "
+                "the adapters have names: DistributedRuntime(discovery=..., request_plane=...)"
             )
         if discovery is not None and discovery_backend is not None:
             raise ConfigError("discovery and discovery_backend are two names of one option; give one")

@@ -6,16 +6,26 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
-from dynamo.core.errors import ClosedError
+from dynamo.core.errors import ClosedError, ConfigError
 from dynamo.core.handlers import HandlerFunction
 from dynamo.core.hosting import ServeOptions
 from dynamo.core.metrics import EndpointMetrics
-from dynamo.core.model import EndpointId, Instance, check_name
+from dynamo.core.model import EndpointId, Instance, check_name, shown
 from dynamo.core.routing import Strategy
 
 if TYPE_CHECKING:
     from dynamo.core.client import Client
     from dynamo.core.distributed import DistributedRuntime
+
+
+def _by_name(labels: Mapping[str, str] | Iterable[tuple[str, str]] | None) -> dict[str, str]:
+    try:
+        named = dict(labels or ())
+    except (TypeError, ValueError):
+        named = None
+    if named is None or not all(isinstance(name, str) for name in named):
+        raise ConfigError(f"labels={shown(labels)}: expected a map, or pairs, such as [('model', 'tiny')]")
+    return named
 
 
 class Namespace:
@@ -86,7 +96,9 @@ class Endpoint:
         bounded; without ``graceful_shutdown`` open streams are cancelled instead of finished. Entering
         waits for discovery. Raises UnavailableError after ``DYN_STARTUP_TIMEOUT_S``, ConflictError,
         ConfigError, ClosedError."""
-        named = dict(labels) if labels else {}
+        named = _by_name(labels)
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise ConfigError(f"metadata={shown(metadata)}: expected a map, such as {{'zone': 'a'}}")
         options = ServeOptions(
             name=name,
             idempotent=idempotent,

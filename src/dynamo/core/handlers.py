@@ -43,6 +43,10 @@ def read_handler(function: HandlerFunction, *, duplex: bool | None = None) -> Ha
     if not callable(function):
         raise ConfigError(f"a handler is a callable that takes the request, not {function!r}")
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(type(function).__call__):
+        raise ConfigError(
+            f"the handler {name} is a plain generator, and would block the loop: write 'async def'"
+        )
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # builtins without a signature

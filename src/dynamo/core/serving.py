@@ -52,11 +52,11 @@ class Served:
         queue: int | None = None,
         graceful: bool = True,
     ) -> None:
-        if max_inflight is not None and max_inflight < 1:
-            raise ConfigError(f"max_inflight={max_inflight}: expected 1 or more, or None for no bound")
-        if queue is not None and (queue < 0 or max_inflight is None):
+        if max_inflight is not None and (type(max_inflight) is not int or max_inflight < 1):
+            raise ConfigError(f"max_inflight={max_inflight!r}: expected 1 or more, or None for no bound")
+        if queue is not None and (type(queue) is not int or queue < 0 or max_inflight is None):
             raise ConfigError(
-                f"queue={queue}: expected 0 or more, beside max_inflight, which is what makes calls wait"
+                f"queue={queue!r}: expected 0 or more, beside max_inflight, which is what makes calls wait"
             )
         self.endpoint_id, self.handler, self.loop, self.telemetry = endpoint_id, handler, loop, telemetry
         self.graceful = graceful

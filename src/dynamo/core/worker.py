@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from dynamo.core import signals
 from dynamo.core.distributed import DistributedRuntime
+from dynamo.core.errors import ConfigError
 from dynamo.core.lifetime import ended, see_through
 from dynamo.core.typed import build
 
@@ -32,6 +34,9 @@ def dynamo_worker(
     result is None.
     """
 
+    if callable(enable_nats):
+        raise ConfigError(f"write @dynamo_worker() above {_title(enable_nats)}, with its parentheses")
+
     def decorator(
         function: Callable[Concatenate[DistributedRuntime, P], Awaitable[T]],
     ) -> Callable[P, Coroutine[Any, Any, T | None]]:
@@ -42,13 +47,20 @@ def dynamo_worker(
             signals.handle(signalled, loop, signalled.set)
             try:
                 async with runtime:
-                    return await _until(signalled, runtime, function(runtime, *args, **kwargs))
+                    work = function(runtime, *args, **kwargs)
+                    if not inspect.isawaitable(work):
+                        raise ConfigError(f"@dynamo_worker takes a coroutine: 'async def' {_title(function)}")
+                    return await _until(signalled, runtime, work)
             finally:
                 signals.release(signalled)
 
         return wrapper
 
     return decorator
+
+
+def _title(function: object) -> str:
+    return getattr(function, "__qualname__", None) or type(function).__qualname__
 
 
 async def _until(signalled: asyncio.Event, runtime: DistributedRuntime, work: Awaitable[T]) -> T | None:
