@@ -211,8 +211,10 @@ class Link(asyncio.BufferedProtocol):
                 transport.write(b"".join(small))
 
     def _write_if_quiet(self) -> None:
-        """A request or an answer is complete, and most likely nothing else comes in this tick."""
-        if perf_counter() - self._written_at > QUIET_S:
+        """A request or an answer is complete, and most likely nothing else comes in this tick: no other call
+        is open, or none had anything to say lately.
+        """
+        if self.connection.open_streams <= 1 or perf_counter() - self._written_at > QUIET_S:
             self._write()
 
     def _write_early(self) -> None:
