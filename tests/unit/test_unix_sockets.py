@@ -41,17 +41,23 @@ async def schemes(removals: int, folder: Path, monkeypatch: pytest.MonkeyPatch) 
         return [urlsplit(address).scheme for address in server.addresses]
 
 
+@pytest.fixture
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose name leaves room for that of a socket, also with several test processes."""
+    return tmp_path_factory.mktemp("s")
+
+
 async def test_a_worker_that_comes_while_the_last_one_leaves_has_its_socket(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert await schemes(2, tmp_path, monkeypatch) == [
+    assert await schemes(2, short, monkeypatch) == [
         "unix",
         "tcp",
     ]
-    assert list(tmp_path.iterdir()) == []
+    assert list(short.iterdir()) == []
 
 
 async def test_it_does_without_one_where_that_never_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert await schemes(1000, tmp_path, monkeypatch) == ["tcp"]
+    assert await schemes(1000, short, monkeypatch) == ["tcp"]
