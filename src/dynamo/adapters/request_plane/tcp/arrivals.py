@@ -8,6 +8,7 @@ turns.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterator
@@ -15,7 +16,10 @@ from contextlib import suppress
 
 from attrs import frozen
 
+from dynamo.adapters.request_plane.tcp.descriptors import way_out
 from dynamo.adapters.request_plane.tcp.link import Link
+
+logger = logging.getLogger("dynamo.runtime")
 
 QUEUE = 1024  # connections that the system holds for us to accept
 BURST = 32  # connections accepted before anything else gets a turn
@@ -44,6 +48,7 @@ class Arrivals:
         self._turns = asyncio.Semaphore(HANDSHAKES)
         self._tasks: set[asyncio.Task[None]] = set()
         self._doors: list[Door] = []
+        self._said = False  # why nobody is accepted, this time
 
     def accept(self, door: Door) -> None:
         """Accept there until ``finish``."""
@@ -89,7 +94,9 @@ class Arrivals:
         try:
             for connection in _waiting(door.listener, BURST):
                 self._take(connection, door)
-        except OSError:  # no descriptors left
+            self._said = False
+        except OSError as error:
+            self._say(error, door)
             self._loop.remove_reader(door.listener)
             self._loop.call_later(PAUSE_S, self._watch, door)
 
@@ -97,10 +104,20 @@ class Arrivals:
         while door in self._doors:
             try:
                 connection, _ = await self._loop.sock_accept(door.listener)
-            except OSError:
+            except OSError as error:
+                self._say(error, door)
                 await asyncio.sleep(PAUSE_S)
             else:
+                self._said = False
                 self._take(connection, door)
+
+    def _say(self, error: OSError, door: Door) -> None:
+        """Most likely no descriptors are left. Each try would say the same."""
+        if not self._said and door.listener.fileno() >= 0:
+            self._said = True
+            name = door.listener.getsockname()
+            where = name if isinstance(name, str) else ":".join(map(str, name[:2]))
+            logger.warning("who connects to %s has to wait: %s%s", where, error, way_out(error))
 
     def _take(self, connection: socket.socket, door: Door) -> None:
         link = door.make_link()

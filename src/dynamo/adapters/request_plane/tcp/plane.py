@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,26 +13,17 @@ import attrs
 from dynamo.adapters.request_plane.carried import CarriedPlane
 from dynamo.adapters.request_plane.tcp import tls, unix
 from dynamo.adapters.request_plane.tcp.addresses import HostPort, UnixPath, parse
+from dynamo.adapters.request_plane.tcp.dialling import connect, silent_hint
 from dynamo.adapters.request_plane.tcp.link import Call, Link
 from dynamo.adapters.request_plane.tcp.server import TcpServer, listening
 from dynamo.core.config import Settings
-from dynamo.core.errors import (
-    AuthError,
-    ClosedError,
-    ConfigError,
-    DynamoError,
-    UnavailableError,
-    UnsupportedError,
-)
+from dynamo.core.errors import ClosedError, ConfigError, DynamoError, UnsupportedError
 from dynamo.core.health import Health, Status
 from dynamo.core.ports.request_plane import Accept, OutgoingCall, Request, Server
 from dynamo.core.registry import url_options
 from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.opening import Options
 from dynamo.core.wire.stream import Stream
-
-_X509_WRONG_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH of OpenSSL
-_X509_WRONG_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED
 
 
 class TcpRequestPlane(CarriedPlane):
@@ -44,7 +34,8 @@ class TcpRequestPlane(CarriedPlane):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._links: dict[tuple[str, int, int], Link] = {}
+        self._links: dict[tuple[str, int, int], Link] = {}  # that take the calls
+        self._open: set[Link] = set()  # all that were dialled
         self._connecting: set[asyncio.Task[None]] = set()
         self._tls: ssl.SSLContext | None = None
 
@@ -74,7 +65,7 @@ class TcpRequestPlane(CarriedPlane):
         self, address: str, request: Request, *, instance_id: int = 0, incarnation: int = 0
     ) -> OutgoingCall:
         link = self._links.get((address, instance_id, incarnation))
-        if link is None or link.connection.closed:
+        if link is None or self._is_spent(link):
             link = self._silent(instance_id, incarnation) or self._dial(address, instance_id, incarnation)
         return cast(Call, link.connection.open(request))
 
@@ -92,19 +83,22 @@ class TcpRequestPlane(CarriedPlane):
             return Health(status=Status.DOWN, detail=str(error))
         ready: asyncio.Future[DynamoError | None] = self._loop.create_future()
 
-        def settle(_: Link | None = None) -> None:
+        def settle() -> None:
             if not ready.done():
                 ready.set_result(link.connection.error)
 
+        def closed(link: Link) -> None:
+            self._open.discard(link)
+            settle()
+
         link.connection.on_ready = settle
-        link.on_closed = settle
+        link.on_closed = closed
         try:
             async with asyncio.timeout(self._settings.connect_timeout_s * 2):
                 problem = await ready
         except TimeoutError:
             return Health(status=Status.DOWN, detail=f"no answer from {address}")
         finally:
-            link.on_closed = None
             link.close()
         return Health(status=Status.UP if problem is None else Status.DOWN, detail=str(problem or address))
 
@@ -113,7 +107,7 @@ class TcpRequestPlane(CarriedPlane):
         self._closed = True
         for task in self._connecting:
             task.cancel()
-        for link in list(self._links.values()):
+        for link in list(self._open):
             link.close()
             link.abort()
         await asyncio.gather(*self._connecting, return_exceptions=True)
@@ -130,14 +124,17 @@ class TcpRequestPlane(CarriedPlane):
         key = (address, instance_id, incarnation)
 
         def closed(link: Link) -> None:
+            self._open.discard(link)
             if self._links.get(key) is link:
                 del self._links[key]
 
-        link = Link(connection, address, closed, _silent_hint(target))
+        kind = unix.UnixLink if isinstance(target, UnixPath) else Link
+        link = kind(connection, address, closed, silent_hint(target))
         connection.on_idle = lambda: self._idle(link)
+        self._open.add(link)
         if keep:
             self._links[key] = link
-        task = self._loop.create_task(self._connect(link, address, target))
+        task = self._loop.create_task(connect(link, target, self._settings, self._context))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
         return link
@@ -153,11 +150,20 @@ class TcpRequestPlane(CarriedPlane):
     def _answering(self, options: Options, accept: Callable[[Stream], None]) -> Connection:
         return Connection(options, self._budget, dialer=False, accept=accept, stream_type=Call)
 
+    def _is_spent(self, link: Link) -> bool:
+        """Calls need another connection."""
+        return link.connection.closed
+
     def _client_context(self) -> ssl.SSLContext:
         return tls.client_context(self._settings)
 
     def _server_context(self) -> ssl.SSLContext | None:
         return tls.server_context(self._settings)
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = self._client_context()
+        return self._tls
 
     def _idle(self, link: Link) -> None:
         if link.connection.draining:
@@ -166,84 +172,6 @@ class TcpRequestPlane(CarriedPlane):
     def _leave(self, link: Link) -> None:
         if not link.connection.open_streams:
             link.close()
-
-    async def _connect(self, link: Link, address: str, target: HostPort | UnixPath) -> None:
-        timeout_s = self._settings.connect_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._open_transport(link, target)
-        except TimeoutError:
-            link.fail(
-                UnavailableError(
-                    f"no connection to {address} within {timeout_s:g} s "
-                    f"({self._settings.source('connect_timeout_s')})"
-                )
-            )
-        except ssl.SSLCertVerificationError as error:
-            problem = f"{address} has no certificate that we trust: {error.verify_message.rstrip('.')}"
-            link.fail(_because(AuthError(f"{problem}; {self._way_out(error)}"), error))
-        except (ssl.SSLError, ConnectionResetError, EOFError) as error:
-            hint = ""
-            if isinstance(target, HostPort) and target.tls:
-                hint = f"; is it a plain {target.SCHEMES[0]}:// port, without DYN_TCP_TLS_CERT_PATH?"
-            reason = str(error) or "it closed the connection during the handshake"
-            link.fail(_because(UnavailableError(f"cannot connect to {address}: {reason}{hint}"), error))
-        except OSError as error:
-            reason = (
-                os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-            )
-            link.fail(_because(UnavailableError(f"cannot connect to {address}: {reason}"), error))
-        except DynamoError as error:
-            link.fail(error)
-        except asyncio.CancelledError:
-            link.abort()
-            raise
-
-    def _way_out(self, error: ssl.SSLCertVerificationError) -> str:
-        if error.verify_code in _X509_WRONG_NAME:
-            return f"set {self._settings.source('tls_server_name')} to a name that is in it"
-        if error.verify_code in _X509_WRONG_TIME:
-            return "renew it, or set this host's clock"
-        return f"set {self._settings.source('tls_ca_cert_path')} to its authority"
-
-    async def _open_transport(self, link: Link, target: HostPort | UnixPath) -> None:
-        if isinstance(target, UnixPath):
-            transport, _ = await self._loop.create_unix_connection(lambda: link, target.path)
-            if not unix.same_user(transport.get_extra_info("socket")):
-                raise UnavailableError(f"the process at {target} belongs to another user")
-        elif target.tls:
-            if self._tls is None:
-                self._tls = self._client_context()
-            await self._loop.create_connection(
-                lambda: link,
-                target.host,
-                target.port,
-                ssl=self._tls,
-                server_hostname=self._settings.tls_server_name or target.host,
-                ssl_handshake_timeout=self._settings.connect_timeout_s,
-            )
-        else:
-            await self._loop.create_connection(lambda: link, target.host, target.port)
-
-
-def _silent_hint(target: HostPort | UnixPath) -> str:
-    """What it may mean that a connection was closed before a word came from the other side."""
-    if isinstance(target, UnixPath):
-        return "it closed the connection before it said anything"
-    if target.tls:
-        return (
-            "it closed the connection after the TLS handshake, before it said anything; if it demands client "
-            "certificates, set DYN_TCP_TLS_CLIENT_CERT_PATH and DYN_TCP_TLS_CLIENT_KEY_PATH to one it trusts"
-        )
-    return (
-        "it closed the connection before it said anything; if it listens with TLS (DYN_TCP_TLS_CERT_PATH), "
-        f"its address is {target.SCHEMES[1]}://"
-    )
-
-
-def _because(error: DynamoError, cause: BaseException) -> DynamoError:
-    error.__cause__ = cause
-    return error
 
 
 @asynccontextmanager

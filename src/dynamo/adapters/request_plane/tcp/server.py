@@ -132,7 +132,7 @@ async def listening(
         stack.push_async_callback(arrivals.aclose)
         arrivals.accept(Door(bound, server.link, context))
         if beside is not None:
-            arrivals.accept(Door(beside, lambda: server.link(_UnixLink)))
+            arrivals.accept(Door(beside, lambda: server.link(unix.UnixLink)))
         server.addresses_ = tuple(addresses)
         try:
             yield
@@ -184,15 +184,6 @@ def _listen_at(path: str) -> socket.socket:
     return listener
 
 
-class _UnixLink(Link):
-    """Closes at once when the kernel says that another user is at the other end."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        if not unix.same_user(transport.get_extra_info("socket")):
-            self.abort()
-
-
 async def _bind(
     settings: Settings,
     declared: HostPort | None,
@@ -213,7 +204,7 @@ async def _bind(
         found = await asyncio.get_running_loop().getaddrinfo(
             bind_host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigError(f"cannot listen on {shown}: {source} does not resolve: {error}") from error
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)

@@ -6,6 +6,7 @@ sides also ask the kernel who the peer is.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -15,8 +16,10 @@ import struct
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import cast
 
-from dynamo.core.errors import UnsupportedError
+from dynamo.adapters.request_plane.tcp.link import Link
+from dynamo.core.errors import UnavailableError, UnsupportedError
 
 MAX_PATH = 100  # bytes; sockaddr_un takes 108 on Linux, 104 on macOS
 
@@ -56,7 +59,7 @@ def usable(boot: str, path: str) -> bool:
         return False
     try:
         status = os.lstat(path)
-    except OSError:
+    except (OSError, ValueError):  # not there, or no path at all
         return False
     return stat.S_ISSOCK(status.st_mode) and status.st_uid == os.getuid()
 
@@ -68,6 +71,18 @@ def same_user(connection: socket.socket) -> bool:
     size = struct.calcsize("3i")
     _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     return bool(uid == os.getuid())
+
+
+class UnixLink(Link):
+    """Says nothing to another user, whom the kernel knows."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if same_user(transport.get_extra_info("socket")):
+            super().connection_made(transport)
+            return
+        self.connected = True
+        self.fail(UnavailableError(f"the process at {self.peer} belongs to another user"))
+        cast(asyncio.Transport, transport).abort()
 
 
 def remove(path: str) -> None:
