@@ -16,6 +16,7 @@ from dynamo.runtime import (
     ConflictError,
     Context,
     DeadlineError,
+    DistributedRuntime,
     DrainingError,
     DynamoError,
     EndpointId,
@@ -52,6 +53,11 @@ def attempt(client: Client, request: Any, **options: Any) -> asyncio.Task[Any]:
 async def refusal(client: Client, request: Any, **options: Any) -> DynamoError | None:
     """Why a bare attempt is turned away."""
     return (await one_attempt(client, request, **options)).error
+
+
+async def in_flight(runtime: DistributedRuntime, count: int) -> None:
+    """Wait until so many calls run or wait at the worker."""
+    await until(lambda: runtime._hosting.served[PATH].calls == count)
 
 
 async def test_max_inflight_bounds_the_running_handlers_and_the_queue_those_that_wait() -> None:
@@ -95,13 +101,13 @@ async def test_the_queue_goes_by_priority_and_then_by_arrival() -> None:
         order.append(request)
         await turn.acquire()
 
-    async with serving(handler, max_inflight=1, queue=10) as client:
+    runtime = make_runtime()
+    async with serving(handler, runtime=runtime, max_inflight=1, queue=10) as client:
         calls = [attempt(client, "running")]
         await until(lambda: order)
         for name, priority in [("a", 0), ("b", 0), ("urgent", 5), ("later", -1), ("c", 0), ("urgent too", 5)]:
             calls.append(attempt(client, name, priority=priority))
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
+            await in_flight(runtime, len(calls))
         for _ in calls:
             turn.release()
         await bounded(asyncio.gather(*calls))
@@ -109,17 +115,17 @@ async def test_the_queue_goes_by_priority_and_then_by_arrival() -> None:
 
 
 async def test_a_waiting_call_whose_caller_leaves_never_starts_and_makes_room() -> None:
-    gate = Gate()
-    async with serving(gate, max_inflight=1, queue=1) as client:
+    gate, runtime = Gate(), make_runtime()
+    async with serving(gate, runtime=runtime, max_inflight=1, queue=1) as client:
         running = attempt(client, "running")
         await until(lambda: gate.entered)
         for number in range(100):  # more than a heap of given-up entries may hold
             waiting = attempt(client, number)
-            await asyncio.sleep(0.001)
+            await in_flight(runtime, 2)
             waiting.cancel()
-            await asyncio.wait([waiting])
+            await in_flight(runtime, 1)
         last = attempt(client, "last")
-        await asyncio.sleep(0.01)
+        await in_flight(runtime, 2)
         gate.open.set()
         assert await bounded(asyncio.gather(running, last)) == ["running", "last"]
     assert gate.entered == ["running", "last"]
@@ -175,8 +181,8 @@ async def test_a_call_that_is_killed_before_its_handler_runs_gives_its_place_bac
         for _ in range(3):
             call = start_call(client, "killed")
             call.kill()  # travels together with the request, and arrives before the handler's first step
-            await asyncio.sleep(0.005)
-            assert runtime._hosting.served[PATH].calls == 0
+            assert isinstance(await refusal(client, 1, endpoint="demo.backend.other"), UnknownEndpointError)
+            await in_flight(runtime, 0)  # it has come, as what was sent after it has
         gate.open.set()
         assert await bounded(client.call("next")) == "next"
     assert gate.entered == ["next"]
