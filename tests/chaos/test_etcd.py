@@ -35,7 +35,8 @@ WRITTEN = Path(__file__).parents[2] / "build" / "chaos" / "etcd.json"
 RATE_PER_S = 100.0  # of each of two clients
 STREAMS = 10  # of each
 ITEMS, PAUSE_S = 200, 0.05  # of each stream
-DEADLINE_S = 30.0
+DEADLINE_S = 30.0  # of a call
+STREAM_S = 60.0  # of a stream: its worker may be stopped for half of it
 RECOVERY_S = 5.0
 
 
@@ -168,7 +169,7 @@ async def scene(server: EtcdServer, urls: dict[str, str], scale: Scale, folder: 
             made.clients += [echo, count]
             load = Load(echo, {"pause_s": 0.005}, RATE_PER_S, DEADLINE_S, idempotent=True)
             made.loads.append(await stack.enter_async_context(load))
-            streams = Streams(count, STREAMS, ITEMS, PAUSE_S, DEADLINE_S)
+            streams = Streams(count, STREAMS, ITEMS, PAUSE_S, STREAM_S)
             made.streams.append(await stack.enter_async_context(streams))
         made.ids = {
             str(instance.name): instance.instance_id for instance in made.clients[0]._membership.instances()
