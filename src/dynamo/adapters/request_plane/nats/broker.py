@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -69,8 +71,8 @@ class Broker:
         return self._carrier is not None and bool(self._carrier._server_info.get("cluster"))
 
     async def start(self) -> None:
-        """Connect; wait for servers that are away. Raises UnavailableError, AuthError."""
-        self._carrier = carrier = await self._connect_in_time()
+        """Connect; a runtime waits for servers that are away. Raises UnavailableError, AuthError."""
+        self._carrier = carrier = await self._connect_somewhere()
         self._task = asyncio.get_running_loop().create_task(self._keep(carrier))
 
     async def aclose(self) -> None:
@@ -141,34 +143,43 @@ class Broker:
         if self._carrier is not None:
             await self._carrier.drained()
 
-    async def _connect_in_time(self, *, no_echo: bool = False) -> Carrier:
+    async def _connect_in_time(self, *, no_echo: bool) -> Carrier:
         limit = self._settings.startup_timeout_s
         try:
             async with asyncio.timeout(limit):
                 return await self._connect_patiently(no_echo=no_echo)
         except TimeoutError:
-            raise UnavailableError(
-                f"no NATS server at {self.shown} ({self._settings.source('nats_server')}) after {limit:g} s: "
-                f"{self.problem or 'no answer'}; start one, or set DYN_REQUEST_PLANE=tcp"
-            ) from self.problem
+            raise UnavailableError(f"{self.problem or self._away('no answer')}, after {limit:g} s") from None
 
     async def _connect_patiently(self, *, no_echo: bool = False) -> Carrier:
         wait_s = FIRST_WAIT_S
         while True:
-            for server in list(self._servers):
-                try:
-                    return await self._connect(server, no_echo)
-                except AuthError as error:
-                    self.problem = error
-                    if self._task is None:
-                        raise  # at the start; a server that was there before may have forgotten its users
-                except (nats.errors.Error, OSError, TimeoutError) as error:
-                    self.problem = UnavailableError(
-                        f"{access.hidden(server)}: {str(error) or type(error).__name__}"
-                    )
-                self._servers.append(self._servers.pop(0))
+            with contextlib.suppress(UnavailableError, AuthError):
+                return await self._connect_somewhere(no_echo)
             await asyncio.sleep(random.uniform(wait_s / 2, wait_s))
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    async def _connect_somewhere(self, no_echo: bool = False) -> Carrier:
+        """Go to each server once. Raises UnavailableError, AuthError."""
+        problem: DynamoError = self._away("no answer")
+        for server in list(self._servers):
+            try:
+                return await self._connect(server, no_echo)
+            except AuthError as error:
+                problem = error
+                if self._task is None:
+                    raise  # at the start; a server that was there before may have forgotten its users
+            except (nats.errors.Error, OSError, TimeoutError) as error:
+                where = f"{access.hidden(server)}: " if len(self._servers) > 1 else ""
+                problem = self._away(f"{where}{_reason(error)}")
+                problem.__cause__ = error
+            self.problem = problem
+            self._servers.append(self._servers.pop(0))
+        raise problem
+
+    def _away(self, reason: str) -> UnavailableError:
+        source = self._settings.source("nats_server")
+        return UnavailableError(f"no NATS server at {self.shown} ({source}): {reason}")
 
     async def _connect(self, server: str, no_echo: bool) -> Carrier:
         carrier = await Carrier.open(server, self._settings, self._options, no_echo=no_echo)
@@ -222,3 +233,10 @@ class Broker:
             finally:
                 late.cancel()
             self._sure.set()
+
+
+def _reason(error: Exception) -> str:
+    """The system's words, which asyncio quotes by their number."""
+    if quoted := re.search(r"\[Errno (\d+)\]", str(error)):
+        return os.strerror(int(quoted[1]))
+    return str(error) or type(error).__name__
