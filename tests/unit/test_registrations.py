@@ -217,6 +217,20 @@ async def test_a_restarted_process_waits_for_its_predecessor_and_says_so(
 # Starting without a backend.
 
 
+async def test_what_all_of_a_runtime_wait_for_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dynamo.core.lifetime.NOTICE_S", 0.05)
+    backend.open_error = UnavailableError("no test server at test://nowhere (TEST_SERVER)")
+    async with runtime_on(backend, startup_timeout_s=0.3) as runtime:
+        waiting = [runtime.endpoint(f"demo.backend.{name}").serve_endpoint(echo) for name in ("one", "other")]
+        outcomes = await bounded(
+            asyncio.gather(*waiting, runtime.endpoint(PATH).client(), return_exceptions=True)
+        )
+    assert {type(outcome) for outcome in outcomes} == {UnavailableError}
+    assert caplog.text.count("waiting for") == 1
+
+
 async def test_a_backend_that_is_away_is_waited_for(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:

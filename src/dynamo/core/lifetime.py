@@ -240,8 +240,16 @@ def retrieve(future: asyncio.Future[T]) -> None:
         future.exception()
 
 
-async def patiently(opening: Awaitable[T], *, timeout_s: float, bound: str, wait: Callable[[], Wait]) -> T:
-    """Wait for a backend at most ``timeout_s``, saying soon what for; then one clear UnavailableError.
+async def patiently(
+    opening: Awaitable[T],
+    *,
+    timeout_s: float,
+    bound: str,
+    wait: Callable[[], Wait],
+    say: Callable[[str], None],
+) -> T:
+    """Wait for a backend at most ``timeout_s``, telling ``say`` soon what for; then one clear
+    UnavailableError.
 
     ``bound`` names the variable that sets the time, ``wait`` tells how things stand.
     """
@@ -251,9 +259,7 @@ async def patiently(opening: Awaitable[T], *, timeout_s: float, bound: str, wait
         if not await ended(opened, min(NOTICE_S, timeout_s)) and timeout_s > NOTICE_S:
             now = wait()
             seen = now.trouble or "no answer yet"
-            logger.warning(
-                "waiting for %s, up to %g s (%s): %s; %s", now.what, timeout_s, bound, seen, now.way_out
-            )
+            say(f"waiting for {now.what}, up to {timeout_s:g} s ({bound}): {seen}; {now.way_out}")
             await ended(opened, timeout_s - NOTICE_S)
         if opened.done():
             return opened.result()

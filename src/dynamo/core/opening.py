@@ -5,6 +5,7 @@ end.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TypeVar
@@ -20,6 +21,8 @@ from dynamo.core.late import OpeningPlane
 from dynamo.core.lifetime import Held, Wait, backoff, patiently
 from dynamo.core.ports.discovery import Discovery
 from dynamo.core.ports.request_plane import RequestPlane
+
+logger = logging.getLogger("dynamo.runtime")
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -65,6 +68,7 @@ class Adapters:
         self._discovery: Held[Discovery] | None = None
         self._planes: dict[str, Held[RequestPlane]] = {}
         self._closed = False
+        self._waiting, self._said = 0, set[str]()
         self._serving_scheme = scheme_of(settings.request_plane)
         check_adapters(settings)
 
@@ -172,7 +176,21 @@ class Adapters:
             )
 
         bound = settings.source("startup_timeout_s")
-        return await patiently(opening, timeout_s=settings.startup_timeout_s, bound=bound, wait=wait)
+        self._waiting += 1
+        try:
+            return await patiently(
+                opening, timeout_s=settings.startup_timeout_s, bound=bound, wait=wait, say=self._say
+            )
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._said.clear()
+
+    def _say(self, text: str) -> None:
+        """Once for all who wait for the same."""
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning("%s", text)
 
     def _hold(self, name: str, make: Callable[[], AbstractAsyncContextManager[P]]) -> Held[P]:
         if self._closed:
