@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from dynamo.adapters.discovery.kubernetes import join
 from dynamo.adapters.discovery.kubernetes.access import Access, Object
 from dynamo.adapters.discovery.kubernetes.configuration import Pod
 from dynamo.adapters.discovery.kubernetes.join import Join, Source
@@ -37,10 +38,11 @@ class Scene:
     """A join whose sources say what the test has them say."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        async def nothing(feed: object) -> None:
+        async def nothing(*_: object) -> None:
             return None
 
         monkeypatch.setattr("dynamo.adapters.discovery.kubernetes.feed.Feed.run", nothing)
+        monkeypatch.setattr(join, "notice", nothing)
         self.join = Join(cast(Access, None))
         self.watch = ConflatingWatch()
         self.follower = self.join.follow(Scope(namespace="contract"), self.watch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
@@ -40,7 +41,7 @@ class Selection:
 
 
 class Access:
-    """A client of the API server, for one namespace.
+    """A client of the API server, for one namespace. ``heard_at`` is when it last said something.
 
     Everything raises UnavailableError, AuthError, ConfigError, and RefusedError where the server says that
     things are not as we took them to be.
@@ -49,6 +50,7 @@ class Access:
     def __init__(self, config: KubernetesConfig, way: Way) -> None:
         self.config, self._way = config, way
         self.namespace = way.namespace
+        self.heard_at = time.monotonic()
 
     @property
     def where(self) -> str:
@@ -78,6 +80,18 @@ class Access:
     async def probe(self, resource: Resource) -> None:
         """Ask for one object, to learn whether all is well."""
         await self._call("GET", "list", resource, query=[("limit", "1")])
+
+    async def ping(self) -> None:
+        """Ask for its version, which costs next to nothing. Raises UnavailableError where nothing answers;
+        who refuses to tell it is there.
+        """
+        with self._told():
+            async with asyncio.timeout(self.config.answer_s):
+                response = await self._way.send("GET", "/version", (), None, JSON)
+                await response.read()
+        if response.status >= 500:
+            raise UnavailableError(f"{self.where} answers with HTTP {response.status}")
+        self.heard_at = time.monotonic()
 
     async def apply(self, name: str, body: Object, *, manager: str, force: bool = False) -> Object:
         """Server-side apply of a record: creates it, or replaces what ``manager`` said of it before.
@@ -143,6 +157,7 @@ class Access:
         """The answer's beginning, if it is a good one."""
         path = resource.path(self.namespace, name)
         response = await self._way.send(method, path, query, body, content_type)
+        self.heard_at = time.monotonic()
         if response.status < 400:
             return response
         try:
@@ -207,6 +222,7 @@ class Watching:
                 return []
             if not chunk:
                 return []
+            self._access.heard_at = time.monotonic()
             *lines, self._rest = (self._rest + chunk).split(b"\n")
             if len(self._rest) > LONGEST_LINE:
                 raise UnavailableError(f"a line of {len(self._rest)} bytes from {self._access.where}")

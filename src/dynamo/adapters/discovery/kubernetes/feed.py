@@ -8,7 +8,8 @@ silence. Here:
 - If it cannot be begun again at once, or the server refuses or cannot be understood, listeners are told that
   it is away; afterwards all is listed again, so that an outage ends in the whole state.
 - Servers that are busy (429) are left alone for as long as they ask.
-- A server that sends nothing is taken for gone after ``SILENCE_S``: bookmarks come every minute.
+- A watch that sends nothing is begun again after ``SILENCE_S``: bookmarks come every minute. A server
+  that says nothing at all is noticed sooner: see ``silence``.
 """
 
 from __future__ import annotations
@@ -57,9 +58,13 @@ class Feed:
     def list_again(self) -> int:
         """Have everything listed anew; the number of the listing that will be new enough."""
         self._again = True
+        self.watch_again()
+        return self.listings + 1
+
+    def watch_again(self) -> None:
+        """End the watch that is open, if one is; another one goes on where it ended."""
         if self._reading is not None and not self._reading.expired():
             self._reading.reschedule(0.0)
-        return self.listings + 1
 
     async def run(self) -> None:
         """Ends only by cancellation."""
@@ -117,7 +122,7 @@ class Feed:
                     async with asyncio.timeout(SILENCE_S) as self._reading:
                         events = await watching.events()
                 except TimeoutError:
-                    break  # asked to list again, or silence: the next one tells
+                    break  # asked to, or silence: the next one tells
                 finally:
                     self._reading = None
                 if not events:

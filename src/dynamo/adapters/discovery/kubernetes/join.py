@@ -15,6 +15,7 @@ from dynamo.adapters.discovery.kubernetes.access import Access, Object, Selectio
 from dynamo.adapters.discovery.kubernetes.errors import RECORDS, SLICES
 from dynamo.adapters.discovery.kubernetes.feed import Feed, Listener
 from dynamo.adapters.discovery.kubernetes.records import READINESS, PodKey, Record, read_record, ready_pods
+from dynamo.adapters.discovery.kubernetes.silence import notice
 from dynamo.core.errors import DynamoError
 from dynamo.core.model import Instance, InstanceKey, Scope
 from dynamo.core.watching import ConflatingWatch
@@ -138,10 +139,12 @@ class Join:
             known=lambda: self._slices,
             join=self,
         )
-        self._tasks = tuple(
-            asyncio.create_task(source.feed.run(), name=f"dynamo: watch of Kubernetes {what}")
-            for what, source in (("records", records), ("readiness", readiness))
-        )
+        work = {
+            "watch of Kubernetes records": records.feed.run(),
+            "watch of Kubernetes readiness": readiness.feed.run(),
+            "silence of Kubernetes": notice(self._access, (records.feed, readiness.feed)),
+        }
+        self._tasks = tuple(asyncio.create_task(one, name=f"dynamo: {what}") for what, one in work.items())
         return records, readiness
 
     # What the sources say: each tells which records it is about.
