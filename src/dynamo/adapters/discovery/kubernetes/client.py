@@ -46,7 +46,7 @@ class KubernetesLease(Lease):
         await self._own.remove(endpoint_id)
 
     async def lost(self) -> str:
-        await self._own.lost.wait()
+        await self._own.until_lost()
         return self._own.reason
 
 

@@ -1,8 +1,7 @@
-"""The object of one worker: applied, watched, put back, and deleted.
+"""The lease of one worker: what it registers is in its object, which is followed, and put back.
 
-It lives as long as its pod, whose garbage it is then, so nothing is renewed and no silence loses it. Who owns
-it is decided by the incarnation in it. Each incarnation applies under a field manager of its own, so that the
-server itself refuses a second one; ``claiming`` finds out whether the first one still lives.
+The object lives as long as its pod, whose garbage it is then, so nothing is renewed and no silence loses it;
+only another incarnation in its place does, which ``writing`` finds out.
 """
 
 from __future__ import annotations
@@ -11,27 +10,23 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Coroutine
-from typing import Any, TypeVar
 
 import anyio
 
 from dynamo.adapters.discovery.kubernetes.access import Access, Object
-from dynamo.adapters.discovery.kubernetes.claiming import Place
 from dynamo.adapters.discovery.kubernetes.configuration import Pod
 from dynamo.adapters.discovery.kubernetes.errors import RefusedError, pause_s
 from dynamo.adapters.discovery.kubernetes.feed import Feed, Listener
 from dynamo.adapters.discovery.kubernetes.records import (
-    MANAGER,
-    body_of,
     claims_of,
     data_in,
     data_of,
     incarnation_in,
     owner_of,
 )
+from dynamo.adapters.discovery.kubernetes.writing import OwnObject
 from dynamo.core.errors import ClosedError, DynamoError, LeaseLostError, UnavailableError
-from dynamo.core.lifetime import backoff, retrieve
+from dynamo.core.lifetime import backoff
 from dynamo.core.model import EndpointId, Instance
 
 END_S = 2.0  # to delete the object; its pod's end does it later
@@ -41,8 +36,6 @@ RETRY_S, LONGEST_RETRY_S = 0.05, 2.0
 OFTEN = 5  # mendings in a row that a person should know of
 REMEMBERED = 32  # writes, whose echoes the watch brings later
 
-T = TypeVar("T")
-
 log = logging.getLogger(__name__)
 
 
@@ -51,28 +44,29 @@ class OwnLease(Listener):
 
     def __init__(self, access: Access, pod: Pod, name: str, instance_id: int, incarnation: int) -> None:
         self.instance_id, self.incarnation = instance_id, incarnation
-        self.lost = asyncio.Event()
-        self.reason = ""  # why it is lost
         self._access, self._pod, self._name = access, pod, name
-        self._place = Place(access, name, incarnation)
-        self._manager = f"{MANAGER}{incarnation:x}"
-        self._uid: str | None = None  # of our object
-        self._touched = False  # something may be there
+        self._object = OwnObject(access, pod, name, incarnation, abandoned=self._doubt)
         self._wanted: dict[EndpointId, Instance] = {}
         self._sent: deque[Object] = deque(maxlen=REMEMBERED)
         self._seen: Object | None = None  # by the watch
         self._turn = asyncio.Lock()  # who may write
-        self._writing: asyncio.Task[Any] | None = None
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wrong, self._noticed = False, asyncio.Event()
         self._asked: list[str] = []
         self._asking = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._ended = False
+
+    @property
+    def reason(self) -> str:
+        """Why it is lost; empty while it is not."""
+        return self._object.reason
+
+    async def until_lost(self) -> None:
+        await self._object.lost.wait()
 
     async def take(self) -> None:
         """Begin to follow the object. Raises UnavailableError, AuthError, ConfigError."""
-        feed = Feed(self._access, self._place.selection, self)
+        feed = Feed(self._access, self._object.place.selection, self)
         self._tasks = [
             asyncio.create_task(work, name=f"dynamo: {what} {self._name} on Kubernetes")
             for what, work in (
@@ -86,9 +80,8 @@ class OwnLease(Listener):
     # Registrations.
 
     async def put(self, instance: Instance) -> None:
-        """Raises ConflictError, LeaseLostError, UnavailableError, AuthError, ConfigError."""
+        """Raises ConflictError, LeaseLostError, ClosedError, UnavailableError, AuthError, ConfigError."""
         async with self._turn:
-            self._check()
             wanted = {**self._wanted, instance.endpoint_id: instance}
             await self._write(data_of(self.incarnation, wanted.values()))
             self._wanted = wanted
@@ -99,75 +92,16 @@ class OwnLease(Listener):
         """Raises UnavailableError, AuthError."""
         async with self._turn:
             self._wanted.pop(endpoint_id, None)
-            if self.reason or not self._touched:
+            if self.reason or not self._object.touched:
                 return
             if self._wanted:
                 await self._write(data_of(self.incarnation, self._wanted.values()))
             else:
-                await self._through(self._delete())
-
-    def _check(self) -> None:
-        if self.reason:
-            raise LeaseLostError(self.reason)
-        if self._ended:
-            raise ClosedError(f"the lease of {self._name} has ended")
+                await self._object.remove()
 
     async def _write(self, data: Object) -> None:
-        """Make the object say ``data``."""
-        deadline = time.monotonic() + self._access.config.takeover_s
-        while True:
-            self._sent.append(data)
-            self._touched = True
-            if await self._through(self._apply(data)):
-                return
-            await self._place.clear(deadline)
-            self._check()
-
-    async def _through(self, work: Coroutine[Any, Any, T]) -> T:
-        """A write that was begun is seen to its end, also if we are cancelled: ``end`` waits for it."""
-        self._writing = task = asyncio.ensure_future(work)
-        task.add_done_callback(retrieve)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(self._doubt)  # a later write may have overtaken it
-            raise
-
-    async def _apply(self, data: Object) -> bool:
-        """False: the object is another incarnation's."""
-        force = False
-        for _ in range(3):
-            body = body_of(self._name, self._access.namespace, self._pod, data, self._uid)
-            try:
-                answer = await self._access.apply(self._name, body, manager=self._manager, force=force)
-            except RefusedError as error:
-                if error.status not in (404, 409):
-                    raise
-                found = await self._place.look()  # gone, made again, or changed by hand
-                if found is not None and incarnation_in(found) != self.incarnation:
-                    if self._uid is not None:
-                        self._lose(found)
-                        raise LeaseLostError(self.reason) from error
-                    return False
-                self._uid = None if found is None else found["metadata"]["uid"]
-                force = found is not None
-                continue
-            self._uid = answer["metadata"]["uid"]
-            return True
-        raise UnavailableError(f"{self._name} in {self._access.where} changes faster than it can be written")
-
-    async def _delete(self) -> None:
-        """Delete our object, and no other."""
-        if self._uid is None:  # what was written last was not answered
-            found = await self._place.look()
-            ours = found is not None and incarnation_in(found) == self.incarnation
-            self._uid = found["metadata"]["uid"] if ours and found is not None else None
-        if self._uid is not None:
-            try:
-                await self._access.delete(self._name, {"uid": self._uid})
-            except RefusedError:  # gone, or another one by now
-                pass
-        self._uid, self._touched = None, False
+        self._sent.append(data)
+        await self._object.write(data)
 
     # Our own object, followed.
 
@@ -185,7 +119,7 @@ class OwnLease(Listener):
 
     def _see(self, found: Object | None) -> None:
         self._seen = found
-        if self._uid is None or not self._wanted:
+        if self._object.uid is None or not self._wanted or self.reason:
             return
         ours = found is not None and owner_of(found) == (self._pod.name, self._pod.uid)
         if found is not None and ours and self._is_echo(data_in(found)):
@@ -219,9 +153,10 @@ class OwnLease(Listener):
         while True:
             await self._asking.wait()
             self._asking.clear()
-            answer: Object = {"uid": self._uid, "annotations": dict.fromkeys(self._asked)}
+            uid = self._object.uid
+            answer: Object = {"uid": uid, "annotations": dict.fromkeys(self._asked)}
             try:
-                if self._uid is not None:
+                if uid is not None:
                     await self._access.merge(self._name, {"metadata": answer})
             except RefusedError:
                 pass  # another object by now, which the watch will show
@@ -262,37 +197,21 @@ class OwnLease(Listener):
                 )  # fmt: skip
             await asyncio.sleep(next(delays))
 
-    def _lose(self, found: Object) -> None:
-        if not self.reason:
-            self.reason = (
-                f"{self._name} on Kubernetes now belongs to incarnation {incarnation_in(found) or 0:x}"
-            )
-            self._wanted = {}
-            self.lost.set()
-
     async def end(self) -> None:
         """Delete the object, bounded; a lost one is somebody else's."""
-        self._ended = True
+        self._object.ended = True
         for task in self._tasks:
             task.cancel()
         with anyio.move_on_after(END_S, shield=True):
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._written()
+            await self._object.settled()
             delays = backoff(RETRY_S, 0.5)
-            while self._touched and not self.reason:
+            while self._object.touched and not self.reason:
                 try:
-                    await self._delete()
+                    await self._object.delete()
                     return
                 except UnavailableError:
                     await asyncio.sleep(next(delays))
                 except DynamoError as error:
                     log.warning("%s on Kubernetes stays until its pod ends: %s", self._name, error)
                     return
-
-    async def _written(self) -> None:
-        """Wait for what is being written, or give it up."""
-        if self._writing is not None:
-            try:
-                await asyncio.wait((self._writing,))
-            finally:
-                self._writing.cancel()
