@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Self
 
 from attrs import define, field, frozen
@@ -82,14 +83,11 @@ class Load:
             error = raised
         self.ended.append(Ended(due_at, time.monotonic() - due_at, error, worker))
 
-    async def steady(self, count: int = 30) -> None:
-        """Wait until so many calls in a row were answered quickly."""
-        async with asyncio.timeout(self.deadline_s + 20):
-            while True:
-                last = self.ended[-count:]
-                if len(last) == count and all(not call.error and call.after_s < DISTURBED_S for call in last):
-                    return
-                await asyncio.sleep(0.02)
+    async def steady(self, count: int = 10) -> None:
+        """Wait until so many calls in a row, of those due from now on, were answered quickly."""
+        await self._until(
+            count, lambda last: all(not call.error and call.after_s < DISTURBED_S for call in last)
+        )
 
     async def answered(self, count: int) -> None:
         """Wait until so many more calls were answered."""
@@ -99,9 +97,16 @@ class Load:
                 await asyncio.sleep(0.02)
 
     async def answered_by(self, *workers: str) -> None:
-        """Wait until exactly these answer."""
+        """Wait until exactly these answer the calls that are due from now on."""
+        await self._until(20, lambda last: {call.worker for call in last} == set(workers))
+
+    async def _until(self, count: int, right: Callable[[list[Ended]], bool]) -> None:
+        now, before = time.monotonic(), len(self.ended)
         async with asyncio.timeout(self.deadline_s + 20):
-            while {call.worker for call in self.ended[-30:]} != set(workers):
+            while True:
+                last = [call for call in self.ended[before:] if call.due_at >= now][-count:]
+                if len(last) == count and right(last):
+                    return
                 await asyncio.sleep(0.02)
 
     @property
