@@ -221,8 +221,11 @@ def _check_async(where: str, decorator: str, function: Any) -> None:
         raise ConfigError(
             f"{where}: {decorator} takes an async method: write 'async def {function.__name__}'"
         )
-    if not inspect.signature(function).parameters:
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    if first is None:
         raise ConfigError(f"{where}: a method takes self first")
+    if first.name != "self" and first.annotation is not inspect.Parameter.empty:
+        raise ConfigError(f"{where}: a method takes self first, before {first.name!r}")
 
 
 def _named(where: str, kind: str, name: object) -> None:

@@ -10,7 +10,7 @@ from attrs import frozen
 from dynamo.core.codec import _plain
 from dynamo.core.context import Context
 from dynamo.core.describing import schemas
-from dynamo.core.errors import ConfigError, EncodeError
+from dynamo.core.errors import EncodeError
 from dynamo.sdk.signature import Parameter
 from dynamo.sdk.spec import ServiceMethod, ServiceSpec
 
@@ -50,15 +50,12 @@ class RouteSchemas:
 
 
 def routes_of(spec: ServiceSpec, instance: Any, *, namespace: str) -> tuple[Route, ...]:
-    """The routes of a service, calling ``instance``. Raises ConfigError if two have one path."""
-    routes: dict[str, Route] = {}
-    for method in spec.methods:
-        if method.route is not None:
-            route = _route(spec, method, instance, namespace, method.route.path or f"/{method.name}")
-            if (other := routes.get(route.path)) is not None:
-                raise ConfigError(f"{method.where}: {route.path} is the path of {other.name} already")
-            routes[route.path] = route
-    return tuple(routes.values())
+    """The routes of a service, calling ``instance``."""
+    return tuple(
+        _route(spec, method, instance, namespace, path)
+        for method in spec.methods
+        if (path := method.path) is not None
+    )
 
 
 def _route(spec: ServiceSpec, method: ServiceMethod, instance: Any, namespace: str, path: str) -> Route:

@@ -52,6 +52,11 @@ class ServiceMethod:
         return self.mark.route
 
     @property
+    def path(self) -> str | None:
+        """Where it is asked over HTTP; None where it has no route."""
+        return None if self.mark.route is None else self.mark.route.path or f"/{self.name}"
+
+    @property
     def description(self) -> str:
         return inspect.getdoc(self.function) or ""
 
@@ -125,6 +130,7 @@ def read_service(declared: type[Any], mark: ServiceMark) -> ServiceSpec:
     """Read a class and note in it what was found. Raises ConfigError."""
     where = title(declared)
     methods: dict[str, ServiceMethod] = {}
+    paths: dict[str, ServiceMethod] = {}
     hooks: list[tuple[str, str]] = []
     depends: list[Dependency] = []
     configured: list[Configured] = []
@@ -148,6 +154,8 @@ def read_service(declared: type[Any], mark: ServiceMark) -> ServiceSpec:
                     f"{where}: {other.attribute} and {attribute} are both endpoint {method.name!r}: "
                     "give one another name with @endpoint(name=...)"
                 )
+            if method.path is not None and (first := paths.setdefault(method.path, method)) is not method:
+                raise ConfigError(f"{method.where}: {method.path} is the path of {first.attribute} already")
             methods[method.name] = method
         elif isinstance(kind := getattr(value, HOOK, None), str):
             hooks.append((kind, attribute))

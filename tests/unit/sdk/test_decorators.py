@@ -205,8 +205,27 @@ def static_method() -> Any:
     class Wrong:
         @staticmethod
         @endpoint
+        async def generate(prompt) -> str:  # type: ignore[no-untyped-def]
+            return prompt
+
+
+def forgotten_self() -> Any:
+    class Wrong:
+        @endpoint
         async def generate(prompt: str) -> str:
             return prompt
+
+
+def one_path_twice() -> Any:
+    @service
+    class Wrong:
+        @api
+        async def generate(self) -> str:
+            return ""
+
+        @api(path="/generate")
+        async def other(self) -> str:
+            return ""
 
 
 def static_method_inside() -> Any:
@@ -260,6 +279,8 @@ def depends_on_an_instance() -> Any:
         (queue_without_a_bound, r"Wrong.generate: queue=3: expected 0 or more, beside max_inflight"),
         (bad_path, r"Wrong.generate: path='generate': expected a path such as"),
         (no_self, r"Wrong.generate: a method takes self first"),
+        (forgotten_self, r"Wrong.generate: a method takes self first, before 'prompt'"),
+        (one_path_twice, r"Wrong.other: /generate is the path of generate already"),
         (static_method, r"Wrong.generate: a staticmethod can't be"),
         (static_method_inside, r"Wrong.generate: a staticmethod can't be"),
         (sync_hook, r"Wrong.load: @on_start takes a method that is 'async def'"),

@@ -236,21 +236,6 @@ def test_routes_are_described_with_schemas_that_resolve() -> None:
     assert {reference.partition('"')[0] for reference in references} <= set(schemas.components)
 
 
-def test_two_routes_of_one_path_are_refused() -> None:
-    @service
-    class Twice:
-        @api
-        async def chat(self) -> str:
-            return ""
-
-        @api(path="/chat")
-        async def other(self) -> str:
-            return ""
-
-    with pytest.raises(ValueError, match=r"Twice.other: /chat is the path of chat already"):
-        routes_of(ServiceSpec.of(Twice), Twice(), namespace="demo")
-
-
 def test_an_item_as_json_looks_as_on_the_wire() -> None:
     item = [Message("t", Sampling()), Prompt(text="x"), Kind.RAW]
     assert msgspec.json.decode(encode_json(item)) == [
