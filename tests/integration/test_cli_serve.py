@@ -177,7 +177,10 @@ def test_a_worker_that_fails_is_started_again_though_its_child_holds_its_output(
     (folder.path / "bad.py").write_text(BAD)
     with started(["serve", "bad:Fails"], folder.env) as serving:
         lines = until(serving, "Fails/0 ended with exit code 1; again in 0.5 s")
-        assert any("RuntimeError: no model here" in line for line in lines)
+        told = [line for line in lines if line.startswith("Fails/0 | ")]
+        assert "Fails failed" in told[0]
+        assert "in load" in told[2]  # its own code, and not the way there
+        assert told[-1] == "Fails/0 | RuntimeError: no model here"
         until(serving, "Fails/0 ended with exit code 1; again in 1 s")
         serving.send_signal(signal.SIGINT)
         assert serving.wait(timeout=BOUND_S) == 0
@@ -290,6 +293,7 @@ def test_a_dry_run_shows_the_plan_and_runs_nothing(folder: Folder) -> None:
         (["hello:Frontend", "-f", "none.yaml"], ["none.yaml"]),
         (["hello:Frontend", "--service-name", "Back"], ["unknown service 'Back'", "Backend"]),
         (["hello:Frontend", "--discovery", "mem"], ["--discovery=mem", "file"]),
+        (["hello:Frontend", "--request-plane", "mem", "--dry-run"], ["--request-plane=mem", "tcp"]),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_runs(

@@ -90,6 +90,12 @@ def command(
         http_host=http_host,
     )
     plan, services = planned(deployment)
+    for field in ("discovery_backend", "request_plane"):
+        if getattr(chosen, field).partition("://")[0] == "mem":
+            raise ConfigError(
+                f"{chosen.source(field)}=mem: each worker is a process of its own, "
+                "and mem stays within one; use --discovery file --request-plane tcp"
+            )
     if dry_run:
         for one in services:
             namespace = one.namespace or chosen.namespace
@@ -99,12 +105,6 @@ def command(
             for method in one.service.methods:
                 click.echo(f"  {namespace}.{one.name}.{method.name}")
         return 0
-    for field in ("discovery_backend", "request_plane"):
-        if getattr(chosen, field).partition("://")[0] == "mem":
-            raise ConfigError(
-                f"{chosen.source(field)}=mem: each worker is a process of its own, "
-                "and mem stays within one; use --discovery file --request-plane tcp"
-            )
     if reload and find_spec("watchfiles") is None:
         raise MissingExtraError(
             "--reload needs the package 'watchfiles': pip install 'dynamo-runtime-py[file]'"

@@ -6,6 +6,7 @@ It tells on READY_FD when it serves. Its standard input is open for as long as i
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from contextlib import AsyncExitStack
@@ -18,6 +19,8 @@ from dynamo.cli.showing import one_line
 from dynamo.core.distributed import DistributedRuntime
 from dynamo.core.errors import ClosedError, ConfigError, DynamoError
 from dynamo.sdk import serve_services
+
+logger = logging.getLogger("dynamo.serve")
 
 
 async def _run(deployment: Deployment, service: str, ready: int) -> None:
@@ -66,7 +69,22 @@ def main() -> int:
     except DynamoError as error:
         print(one_line(f"{type(error).__name__}: {error}"), file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, ConfigError) else 1
+    except Exception as error:
+        logger.critical("%s failed", service, exc_info=in_their_code(error))
+        return 1
     return 0
+
+
+def in_their_code(error: BaseException) -> BaseException:
+    """Without the frames that lead from here to code of the service; with all where it never came there."""
+    trace, called = error.__traceback__, False
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if called and module != "contextlib" and not module.startswith("dynamo."):
+            return error.with_traceback(trace)
+        called = called or module.startswith("dynamo.sdk.")
+        trace = trace.tb_next
+    return error
 
 
 if __name__ == "__main__":
