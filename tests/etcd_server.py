@@ -158,6 +158,21 @@ class EtcdServer:
             capture_output=True, timeout=20, check=True,
         )  # fmt: skip
 
+    def remember(self) -> None:
+        """Keep what its disk holds at this moment, for ``forget``."""
+        kept = self.folder / "remembered"
+        shutil.rmtree(kept, ignore_errors=True)
+        self.pause()
+        try:
+            shutil.copytree(self.folder / "data", kept, ignore=shutil.ignore_patterns("*.tmp"))
+        finally:
+            self.resume()
+
+    def forget(self) -> None:
+        """Its disk holds that again, as if it had crashed with the rest unwritten; it must not run."""
+        self.lose_disk()
+        (self.folder / "remembered").rename(self.folder / "data")
+
     def close(self) -> None:
         if self._channel is not None:
             self._channel.close()

@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 
 from dynamo.adapters.discovery.etcd import EtcdDiscovery, open_etcd
+from dynamo.adapters.discovery.etcd.cluster import Cluster
 from dynamo.adapters.discovery.etcd.keys import key_of
 from dynamo.core.codec import encode_instance
 from dynamo.core.config import Settings
@@ -163,6 +165,93 @@ async def test_a_restored_backup_is_followed(server: EtcdServer) -> None:
         await seen(follower, ONE)
         async with held(client, TWO):
             await seen(follower, ONE, TWO)
+
+
+def put(server: EtcdServer, *instances: Instance) -> None:
+    for instance in instances:
+        server.put(key_of(instance.endpoint_id, instance.instance_id).decode(), encode_instance(instance))
+
+
+@pytest.mark.parametrize("crashed", [True, False])
+async def test_a_deletion_that_the_store_forgot_is_taken_back(server: EtcdServer, crashed: bool) -> None:
+    """Though its revisions overtook ours; an etcd 3.5.1 that is alone answers before it writes."""
+    async with (
+        FaultProxy("127.0.0.1", server.port) as proxy,
+        client_at(proxy.address) as client,
+        following(client) as follower,
+    ):
+        put(server, TWO, ONE)
+        await seen(follower, ONE, TWO)
+        (server.remember if crashed else server.backup)()
+        server.delete(key_of(ENDPOINT, 2))
+        await seen(follower, ONE)
+        proxy.refuse()
+        proxy.reset()
+        server.kill()
+        (server.forget if crashed else server.restore)()
+        server.start()
+        server.put("/elsewhere", b"at the revision of the deletion")
+        proxy.heal()
+        await seen(follower, ONE, TWO)
+
+
+async def test_several_deletions_forgotten_in_a_crash_are_taken_back(server: EtcdServer) -> None:
+    """Though the last one was repeated meanwhile."""
+    three = an_instance(3)
+    async with (
+        FaultProxy("127.0.0.1", server.port) as proxy,
+        client_at(proxy.address) as client,
+        following(client) as follower,
+    ):
+        put(server, TWO, three, ONE)
+        await seen(follower, ONE, TWO, three)
+        server.remember()
+        server.delete(key_of(ENDPOINT, 2))
+        server.delete(key_of(ENDPOINT, 3))
+        await seen(follower, ONE)
+        proxy.refuse()
+        proxy.reset()
+        server.kill()
+        server.forget()
+        server.start()
+        server.delete(key_of(ENDPOINT, 3))
+        server.put("/elsewhere", b"at the revision of the last deletion")
+        proxy.heal()
+        await seen(follower, ONE, TWO)
+
+
+async def test_a_store_that_forgets_between_the_look_at_it_and_the_watch(
+    server: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it crashed, its history was still ours; the watch begins in the next one."""
+    asked, crashed = threading.Event(), threading.Event()
+    ask = Cluster.txn
+
+    async def ask_and_wait(cluster: Cluster, *operations: Any) -> Any:
+        answer = await ask(cluster, *operations)
+        asked.set()
+        assert await asyncio.to_thread(crashed.wait, BOUND_S)
+        return answer
+
+    async with (
+        FaultProxy("127.0.0.1", server.port) as proxy,
+        client_at(proxy.address) as client,
+        following(client) as follower,
+    ):
+        put(server, TWO, ONE)
+        await seen(follower, ONE, TWO)
+        server.remember()
+        server.delete(key_of(ENDPOINT, 2))
+        await seen(follower, ONE)
+        monkeypatch.setattr(Cluster, "txn", ask_and_wait)
+        proxy.reset()
+        assert await asyncio.to_thread(asked.wait, BOUND_S)
+        server.kill()
+        server.forget()
+        server.start()
+        server.put("/elsewhere", b"at the revision of the deletion")
+        crashed.set()
+        await seen(follower, ONE, TWO)
 
 
 async def test_a_frozen_server_is_an_outage(server: EtcdServer) -> None:

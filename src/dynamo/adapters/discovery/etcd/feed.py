@@ -11,8 +11,12 @@ replaced. So:
 - Answers to progress requests prove that the stream is alive, and nothing else: before 3.4.25 and 3.5.8 they
   overtake events.
 - After a break it goes on only if the store still has, at the last revision seen, the newest key that we
-  know, byte for byte, in the same cluster. Else everything is listed again: a watch from a revision that the
-  store has yet to reach, as after the loss of its disk, would be silent for ever.
+  know, byte for byte, and not the key that was deleted last, in the same cluster. Else everything is listed
+  again: a watch from a revision that the store has yet to reach, as after the loss of its disk, would be
+  silent for ever.
+- It goes on only under the same leader: a single etcd before 3.4.21 and 3.5.5 answers, and tells watches,
+  before it writes (etcd issue 14370), so that one which is killed may use our last revisions again for
+  something else.
 - A store that lost its history, or an outage longer than a lease, took the registrations of live owners too.
   They get ``SETTLE_S`` to come back before what is missing is told.
 """
@@ -62,6 +66,7 @@ class Feed:
         self._cluster, self._ranges, self._listener = cluster, tuple(ranges), listener
         self._known: dict[bytes, Any] = {}
         self._seen: list[int] = []  # the last revision of each range; empty: to be listed
+        self._deleted: list[bytes | None] = []  # of each range the key that its last event took away
         self._cluster_id = self._term = 0
         self._lost_history = False
         self._blind_since: float | None = time.monotonic()
@@ -87,18 +92,31 @@ class Feed:
         """Whether the store still holds the history that we saw."""
         if not self._seen or not self._known:
             return False
-        newest = max(self._known.values(), key=lambda kv: kv.mod_revision)
+        remembered = self._remembered()
+        ask = [pb.RequestOp(request_range=pb.RangeRequest(key=key, revision=at)) for key, at, _ in remembered]
         try:
-            answer = await self._cluster.range(pb.RangeRequest(key=newest.key, revision=max(self._seen)))
+            answer = await self._cluster.txn((), ask, ())
         except RefusedError as error:
             self._lost_history = "future revision" in str(error)  # else it was compacted
             return False
-        header = answer.header
+        header, found = answer.header, [list(part.response_range.kvs) for part in answer.responses]
         same = header.cluster_id == self._cluster_id and header.raft_term >= self._term
-        if not same or list(answer.kvs) != [newest]:
+        if not same or found != [kvs for _, _, kvs in remembered]:
             self._lost_history = True
             return False
-        return True
+        return bool(header.raft_term == self._term)
+
+    def _remembered(self) -> list[tuple[bytes, int, list[Any]]]:
+        """What a key says at a revision, if the store's history is the one that we saw."""
+        said: list[tuple[bytes, int, list[Any]]] = []
+        for one, at, deleted in zip(self._ranges, self._seen, self._deleted, strict=True):
+            known = [kv for kv in self._known.values() if one.covers(kv.key)]
+            if known:
+                newest = max(known, key=lambda kv: kv.mod_revision)
+                said.append((newest.key, at, [newest]))
+            if deleted is not None:
+                said.append((deleted, at, []))
+        return said
 
     async def _list(self) -> None:
         header, found = await self._look()
@@ -111,6 +129,7 @@ class Feed:
         self._known, self._lost_history = found, False
         self._cluster_id, self._term = header.cluster_id, header.raft_term
         self._seen = [header.revision] * len(self._ranges)
+        self._deleted = [None] * len(self._ranges)
         self._tell()
 
     async def _look(self) -> tuple[Any, dict[bytes, Any]]:
@@ -187,6 +206,8 @@ class Feed:
                 if answer.header.cluster_id != self._cluster_id:
                     raise UnavailableError(f"another cluster answers at {member.endpoint} ({config.source})")
                 if answer.created:
+                    if answer.header.raft_term > self._term:
+                        raise UnavailableError(f"etcd at {member.endpoint} ({config.source}) started anew")
                     created += 1
                     if created == len(self._ranges):
                         self._delays = backoff(FIRST_DELAY_S, LONGEST_DELAY_S)
@@ -217,8 +238,10 @@ class Feed:
                 continue
             self._seen[number] = max(self._seen[number], kv.mod_revision)
             if event.type == DELETE:
+                self._deleted[number] = kv.key
                 self._known.pop(kv.key, None)
             else:
+                self._deleted[number] = None
                 self._known[kv.key] = kv
             if self._blind_since is None:
                 self._listener.changed(kv.key, None if event.type == DELETE else kv)

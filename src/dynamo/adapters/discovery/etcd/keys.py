@@ -27,6 +27,9 @@ class KeyRange:
         key = prefix.encode()
         return cls(key, key[:-1] + bytes([key[-1] + 1]))
 
+    def covers(self, key: bytes) -> bool:
+        return self.key <= key < self.end if self.end else key == self.key
+
 
 def key_of(endpoint_id: EndpointId, instance_id: int) -> bytes:
     """Where an instance is registered."""
