@@ -11,6 +11,10 @@ import pytest
 from blockbuster import BlockBuster
 from hypothesis import settings
 
+from skips import pytest_make_collect_report, pytest_runtest_makereport
+
+__all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]  # beside those below
+
 settings.register_profile("any machine", deadline=None)  # a bound per example fails on a busy one
 settings.load_profile("any machine")
 
