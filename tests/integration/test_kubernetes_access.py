@@ -13,13 +13,14 @@ import pytest
 
 import control_plane
 from dynamo.adapters.discovery.kubernetes import configuration, credentials, open_kubernetes, way
+from dynamo.adapters.discovery.kubernetes.records import data_of
 from dynamo.core.config import Settings
 from dynamo.core.errors import AuthError, ConfigError, UnavailableError
 from dynamo.core.health import Status
 from dynamo.core.model import Phase
 from dynamo.runtime import DistributedRuntime
 from dynamo.testing.discovery import ENDPOINT, SCOPE, an_instance, by_key, following, lease_for
-from integration.kubernetes_workers import caller, settings, worker
+from integration.kubernetes_workers import caller, records, settings, worker
 from kubernetes_namespace import Namespace, fresh_namespace
 from matrix.deployment import reserved
 
@@ -171,6 +172,19 @@ async def test_each_change_is_one_request(namespace: Namespace, monkeypatch: pyt
             await one.lease.put(draining)
             await follower.until(lambda live: live == by_key(draining))
         assert sent == ["PATCH"] * 21
+
+
+async def test_a_record_is_kept_as_it_was_sent(namespace: Namespace) -> None:
+    """Else its worker would take it for changed by hand, and put it right for ever."""
+    values: list[Any] = [None, True, "", "\0\u2028<&>", [], {}, [None, {}, []], [1, 1], {"": 0, "a/b": None}]
+    values += [2**63 - 1, -(2**63), 0.1, 1.0, -0.0, 5e-324, 1e300]
+    values += [1e16, 1.2345678901234568e20, -1.2345678901234568e18, 1e21, 1.2345678901234568e21]
+    pod = await namespace.kubelet.start("worker-0")
+    async with worker(namespace, pod) as one:
+        sent = attrs.evolve(one.instance, metadata={"values": values})
+        await one.lease.put(sent)
+        (record,) = (await records(namespace)).values()
+        assert record["spec"]["data"] == data_of(sent.incarnation, [sent])
 
 
 async def test_a_record_that_kubernetes_would_change_or_refuse_is_no_outage(namespace: Namespace) -> None:

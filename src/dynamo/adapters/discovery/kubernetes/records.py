@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 from attrs import frozen
@@ -52,7 +53,9 @@ def data_of(incarnation: int, instances: Iterable[Instance]) -> Object:
             f"the record of this worker has {size} bytes, and Kubernetes keeps {LARGEST}: leave large "
             "metadata out, and serve it instead"
         )
-    endpoints = {key: json.loads(text, parse_int=_integer) for key, text in encoded.items()}
+    endpoints = {
+        key: json.loads(text, parse_int=_integer, parse_float=_float) for key, text in encoded.items()
+    }
     return {"incarnation": f"{incarnation:x}", "summary": _summary(endpoints), "endpoints": endpoints}
 
 
@@ -63,6 +66,12 @@ def _integer(text: str) -> int:
             f"Kubernetes keeps integers of 64 bits, and {text} in the metadata is none: send text"
         )
     return value
+
+
+def _float(text: str) -> int | float:
+    """Kubernetes makes integers of whole ones below 1e21, of the digits that it prints of them."""
+    value = float(text)
+    return int(Decimal(repr(value))) if value.is_integer() and abs(value) < 1e21 else value
 
 
 def _key(endpoint_id: EndpointId) -> str:
