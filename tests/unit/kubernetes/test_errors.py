@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Any
 
@@ -33,6 +34,25 @@ def test_a_missing_rule_is_printed_as_one_writes_it() -> None:
         assert part in str(error)
     slices = told(403, {}, SLICES)
     assert '{apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: ["patch"]}' in str(slices)
+
+
+@pytest.mark.parametrize(
+    "said, expected",
+    [
+        (
+            "unable to create new content in namespace prod because it is being terminated",
+            "namespace 'prod' .* is being deleted",
+        ),
+        ("exceeded quota: q, requested: x=1, used: x=5, limited: x=5", "refuses our record: .* quota: q"),
+    ],
+    ids=["namespace", "quota"],
+)
+def test_what_is_forbidden_to_everybody_is_no_missing_rule(said: str, expected: str) -> None:
+    message = f'{RECORDS.plural}.nvidia.com "worker-0" is forbidden: {said}'
+    error = told(403, {"message": message, "reason": "Forbidden", "details": {"name": "worker-0"}})
+    assert isinstance(error, ConfigError)
+    assert re.search(expected, str(error))
+    assert "Role" not in str(error)
 
 
 def test_a_missing_definition_is_told_from_a_missing_object_and_a_missing_namespace() -> None:

@@ -18,6 +18,8 @@ CRD = "dynamoworkermetadatas.nvidia.com"
 LONGEST_REST_S = 60.0
 TOO_LARGE = ("request is too large", "larger than max")  # etcd's words, and those of its client
 APPLY_CRD = "dynamo manifests kubernetes --only crd | kubectl apply -f -"
+TERMINATING = "because it is being terminated"
+FORBIDDEN, USER = " is forbidden: ", 'User "'  # RBAC goes on with the user, admission does not
 DENIED = re.compile(r"cannot (?P<verb>\w+) resource")
 
 
@@ -72,6 +74,10 @@ def translated(
     details = details if isinstance(details, dict) else {}
     if status == 401:
         return AuthError(f"the API server at {where} refused our credentials: {said}")
+    if status == 403 and TERMINATING in said:
+        return ConfigError(f"namespace {namespace!r} of the cluster at {where} is being deleted: {said}")
+    if status == 403 and FORBIDDEN in said and USER not in said:  # a quota or a policy, for everybody
+        return ConfigError(f"the API server at {where} refuses our record: {said}")
     if status == 403:
         if (denied := DENIED.search(said)) is not None:
             verb = denied["verb"]  # what applies an object that is not there also needs to create
