@@ -13,7 +13,9 @@ import pytest
 
 pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed")
 
-from dynamo.adapters.discovery.kubernetes import access, errors
+from dynamo.adapters.discovery.kubernetes import access, errors, open_kubernetes
+from dynamo.core.config import Settings
+from dynamo.core.errors import UnavailableError
 from dynamo.testing.discovery import by_key
 from integration.fake_kubernetes import RECORDS, SLICES, FakeKubernetes
 from integration.fake_kubernetes_answers import (
@@ -172,3 +174,35 @@ async def test_what_is_no_listing_is_not_taken_for_an_empty_one(fake: FakeKubern
         change_all(fake)
         fake.end(SLICES)
         await healed(fake, follower)
+
+
+async def test_a_right_that_is_taken_away_is_logged_once_each_time(
+    fake: FakeKubernetes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watched(fake) as follower:
+        for times in (1, 2):
+            fake.asked.clear()
+            fake.always(f"watch {RECORDS}", status(403, "Forbidden"))
+            fake.end(RECORDS)
+            await fake.until_asked(f"watch {RECORDS}", 3)
+            assert len([one for one in caplog.records if one.levelno >= logging.ERROR]) == times
+            fake.always(f"watch {RECORDS}", None)
+            await fake.until_watched(RECORDS)
+        await follows(fake, follower)
+
+
+async def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(fake: FakeKubernetes) -> None:
+    """Kubernetes takes 10,000 levels, of anybody who may write there."""
+    deep = '{"a":' * 2000 + "1" + "}" * 2000
+    listing = f'{{"kind": "List", "metadata": {{"resourceVersion": "1"}}, "items": [{deep}]}}'
+    async with watched(fake) as follower:
+        fake.always(f"list {RECORDS}", text(listing))
+        fake.answer(f"watch {RECORDS}", status(500, "InternalError"))
+        fake.end(RECORDS)
+        await fake.until_asked(f"list {RECORDS}", 2)
+        await until_stale(follower)
+        fake.always(f"probe {RECORDS}", text(listing))
+        settings = Settings.from_env({}, kubeconfig=str(fake.kubeconfig))
+        with pytest.raises(UnavailableError, match="nested too deeply"):
+            async with open_kubernetes("kubernetes://", settings):
+                pass

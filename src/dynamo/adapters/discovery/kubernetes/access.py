@@ -194,6 +194,11 @@ class Access:
             answer = json.loads(text)
         except ValueError:
             answer = None
+        except RecursionError as error:  # Kubernetes keeps 10,000 levels
+            raise UnavailableError(
+                f"an object in namespace {self.namespace!r} of {self.where} is nested too deeply to be read; "
+                "find out who writes it, and delete it"
+            ) from error
         if not isinstance(answer, dict):
             raise self._stranger()
         return answer

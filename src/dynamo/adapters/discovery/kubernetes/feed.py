@@ -53,7 +53,7 @@ class Feed:
         self._resync = False
         self._reading: asyncio.Timeout | None = None
         self._again = False
-        self._told = ""
+        self._told = ""  # what keeps it from watching, of what waiting does not mend
 
     def list_again(self) -> int:
         """Have everything listed anew; the number of the listing that will be new enough."""
@@ -96,7 +96,7 @@ class Feed:
         self._version = ""
         if not isinstance(error, UnavailableError) and str(error) != self._told:
             self._told = str(error)
-            log.error("%s", error)  # waiting does not mend it
+            log.error("%s", error)
         self._listener.failed(error)
 
     async def _list(self) -> None:
@@ -117,6 +117,7 @@ class Feed:
         began = time.monotonic()
         version = self._version
         async with self._access.watch(self._selection, version, timeout_s) as watching:
+            self._told = ""
             while not self._again:
                 try:
                     async with asyncio.timeout(SILENCE_S) as self._reading:
