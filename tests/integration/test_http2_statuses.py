@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +20,7 @@ from dynamo.core.errors import (
     DynamoError,
     OverloadedError,
     RemoteError,
+    Retry,
     TooLargeError,
     UnknownEndpointError,
     WrongInstanceError,
@@ -34,6 +37,10 @@ class Greeter:
     async def greet(self, name: str, times: int = 1) -> AsyncIterator[str]:
         for _ in range(times):
             yield f"hello {name}"
+
+
+async def echo(request: Any) -> Any:
+    return request
 
 
 @asynccontextmanager
@@ -97,6 +104,25 @@ async def test_an_unknown_endpoint_is_told_what_there_is() -> None:
         answer = await client.post("/demo/Greeter/nothing", json={})
         assert answer.status_code == 404
         assert "demo.Greeter.greet" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("token", ["another", None])
+async def test_a_caller_with_another_token_is_told_at_once_where_and_what_to_set(token: str | None) -> None:
+    store = f"mem://{uuid.uuid4().hex}"
+    options = {"discovery": store, "request_plane": "http2", "tcp_host": "127.0.0.1", "drain_grace_s": 0}
+    async with (
+        DistributedRuntime(**options, auth_token="one") as worker,
+        DistributedRuntime(**options, auth_token=token) as caller,
+        worker.endpoint("demo.backend.echo").serve(echo) as instance,
+    ):
+        client = await caller.endpoint("demo.backend.echo").client()
+        await client.wait_for_instances(timeout_s=10)
+        with pytest.raises(AuthError) as refused:
+            await client.call("hi", timeout_s=10)
+    assert str(refused.value) == (
+        f"{instance.addresses[0]} wants a bearer token; set DYN_AUTH_TOKEN to the same on both sides"
+    )
+    assert refused.value.retry is Retry.NEVER
 
 
 async def test_items_are_lines() -> None:

@@ -19,6 +19,7 @@ from dynamo.core.errors import (
     DrainingError,
     DynamoError,
     OverloadedError,
+    Retry,
     WrongInstanceError,
 )
 from dynamo.core.ports.request_plane import Request
@@ -71,7 +72,7 @@ class Incoming:
                 full = "no memory is left for the input of a call (DYN_RECEIVE_BUDGET_BYTES)"
                 error = OverloadedError(full)
         if error is not None:
-            call.refuse(error)
+            _turn_away(call, error)
             connection.outbox.emit(call)  # it does not count as a call any more
             return
         call.max_send = min(call.max_send, headers.read_limit(fields))
@@ -90,7 +91,10 @@ class Incoming:
         if options.token:
             kind, _, token = fields.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not hmac.compare_digest(token.encode(), options.token.encode()):
-                return AuthError("this worker wants a bearer token, the one of its DYN_AUTH_TOKEN")
+                where = f"{fields[':scheme']}://{fields.get(':authority', '')}"
+                return AuthError(
+                    f"{where:.300} wants a bearer token; set DYN_AUTH_TOKEN to the same on both sides"
+                )
         if connection.goaways == 2:
             return DrainingError("this worker is draining and takes no new calls")
         if not native:
@@ -135,9 +139,9 @@ class Incoming:
             try:
                 self._accept_first(call)
             except BadPayloadError as error:
-                call.refuse(error)
+                call.fail(error)
         else:
-            call.refuse(BadPayloadError("the request ended before its first item was whole"))
+            call.fail(BadPayloadError("the request ended before its first item was whole"))
 
     def _accept_first(self, call: Http2Call) -> None:
         """Its first item is whole. Raises BadPayloadError."""
@@ -157,6 +161,14 @@ class Incoming:
                 call.widen(call.window + beyond)
         if connection.accept is not None:
             connection.accept(call)
+
+
+def _turn_away(call: Http2Call, error: DynamoError) -> None:
+    """Before its handler begins, which makes it safe to try again what may go better then."""
+    if error.retry is Retry.SAFE:
+        call.refuse(error)
+    else:
+        call.fail(error)
 
 
 def _is_request(fields: dict[str, str]) -> bool:
