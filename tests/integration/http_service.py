@@ -124,6 +124,7 @@ class Shop:
 
     @api
     async def quiet_start(self) -> AsyncIterator[str]:
+        self._note()
         await self._hang()
         yield "never"
 

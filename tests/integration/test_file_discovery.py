@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -263,9 +264,20 @@ async def test_a_hundred_clients_of_one_process_share_a_thread_and_an_inotify_in
     await settles(lambda: threading.active_count() > threads)
 
 
-async def test_no_file_events_left_is_no_loss(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when the user's inotify instances are spent."""
-    monkeypatch.setitem(sys.modules, "watchfiles._rust_notify", None)
+@pytest.mark.parametrize("why", ["no watchfiles", "no file events"])
+async def test_no_file_events_are_no_loss(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    """Without the package, and when the user's inotify instances are spent."""
+
+    def spent(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    if why == "no watchfiles":
+        monkeypatch.setitem(sys.modules, "watchfiles._rust_notify", None)
+    else:
+        monkeypatch.setattr("watchfiles._rust_notify.RustNotify", spent)
+    caplog.set_level(logging.DEBUG, "dynamo")
     async with (
         opened(local(root)) as mine,
         opened(f"{local(root)}&events=0") as theirs,
@@ -275,6 +287,7 @@ async def test_no_file_events_left_is_no_loss(root: Path, monkeypatch: pytest.Mo
             await lease.put(ONE)
             async with asyncio.timeout(5):
                 await follower.until(lambda live: live == by_key(ONE))
+    assert why in caplog.text
 
 
 async def test_a_temporary_file_of_a_process_that_died_writing_goes(

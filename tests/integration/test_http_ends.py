@@ -43,8 +43,7 @@ async def test_a_client_that_leaves_cancels_the_method(path: str) -> None:
             assert (await within(reader.readuntil(b'"first"\n'))).startswith(b"HTTP/1.1 200 OK\r\n")
         writer.transport.abort()
         await within(shop.shop.cancelled.wait())
-        for context in shop.shop.contexts:
-            assert context.is_killed()
+        assert [context.is_killed() for context in shop.shop.contexts] == [True]
 
 
 async def test_leaving_is_noticed_below_an_application_that_does_not_cancel_handlers(
