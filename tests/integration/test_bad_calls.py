@@ -11,6 +11,7 @@ import pytest
 from dynamo.adapters.discovery.mem import open_mem
 from dynamo.core.config import Settings
 from dynamo.core.errors import (
+    ConfigError,
     DynamoError,
     EncodeError,
     NoInstancesError,
@@ -22,7 +23,7 @@ from dynamo.core.errors import (
     WrongInstanceError,
 )
 from dynamo.core.model import EndpointId, Instance
-from dynamo.runtime import Client, DistributedRuntime
+from dynamo.runtime import Client, Context, DistributedRuntime
 from integration.refusals import check, echo, free_port, make
 from unit.deployments import PATH, bounded, fresh
 
@@ -251,7 +252,7 @@ async def test_values_that_cannot_be_sent(plane: str) -> None:
             await bounded(clients["fail"].call(None))
 
 
-@PLANES
+@pytest.mark.parametrize("plane", ["mem", "tcp", "http2"])
 async def test_what_goes_with_a_call(plane: str) -> None:
     async with talking(plane) as clients:
         call = clients["echo"].call
@@ -262,6 +263,19 @@ async def test_what_goes_with_a_call(plane: str) -> None:
             with pytest.raises(DynamoError, match="deadline was over"):
                 await bounded(call(1, timeout_s=timeout_s))
         assert await bounded(call(1, timeout_s=float("inf"))) == 1
+        with pytest.raises(TypeError, match=r"^id is text, not 5$"):
+            Context(5)  # type: ignore[arg-type]
+        for options, words in (
+            ({"timeout_s": "5"}, "^timeout_s='5': expected seconds, such as 2.5$"),
+            ({"priority": "high"}, "^priority='high': expected an integer of 32 bits"),
+            ({"priority": 2**31}, "^priority=2147483648: expected"),
+            ({"context": "request-7"}, "^context='request-7': expected a Context$"),
+        ):
+            with pytest.raises(ConfigError, match=words):
+                await bounded(call(1, **options))
+        for option in ("first_item_timeout_s", "idle_timeout_s"):
+            with pytest.raises(ConfigError, match=rf"^{option}='x': expected seconds"):
+                clients["echo"].stream(1, **{option: "x"})
         for instance in (12345, "worker-9"):
             with pytest.raises(NoInstancesError, match=f"no instance {instance} .*DYN_INSTANCE_WAIT_S"):
                 await bounded(call(1, instance=instance))

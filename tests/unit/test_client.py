@@ -317,6 +317,8 @@ async def test_an_unknown_instance_is_waited_for_too() -> None:
         client = await world.ready_client()
         with pytest.raises(NoInstancesError, match=r"no instance 12345 of demo.*lists 1"):
             await client.call(0, instance=12345)
+        with pytest.raises(NoInstancesError, match=r"no instance named '12345' \(an id is an int\) of demo"):
+            await client.call(0, instance="12345")
         with pytest.raises(DeadlineError, match=r"no instance worker-9 of demo.*lists 1"):
             await client.call(0, instance="worker-9", timeout_s=0.02)
 

@@ -14,9 +14,9 @@ from dynamo.core.duplex import DuplexStream
 from dynamo.core.errors import CallCancelledError, CardinalityError, ClosedError, ConfigError, DeadlineError
 from dynamo.core.exchange import Exchange
 from dynamo.core.membership import Membership
-from dynamo.core.model import EndpointId, Instance
+from dynamo.core.model import EndpointId, Instance, shown
 from dynamo.core.outbound import Dial, Outbound
-from dynamo.core.patience import Patience
+from dynamo.core.patience import Patience, seconds
 from dynamo.core.ports.request_plane import Payload, Request
 from dynamo.core.ports.telemetry import Telemetry
 from dynamo.core.routing import Direct, Random, RoundRobin, Strategy, strategy_of
@@ -315,9 +315,15 @@ class Client:
         out = self._out
         if out.closed or not out.on_its_loop():
             raise self._unusable()
+        if timeout_s is not None:
+            timeout_s = seconds("timeout_s", timeout_s)
+        if priority and (type(priority) is not int or not -(2**31) <= priority < 2**31):
+            raise ConfigError(f"priority={shown(priority)}: expected an integer of 32 bits, such as 1 or -1")
         if context is None:
             request_id = out.request_id()
             headers = {} if metadata is None else text_map(metadata)
+        elif not isinstance(context, Context):
+            raise ConfigError(f"context={shown(context)}: expected a Context")
         else:
             request_id = context.id()
             headers = {**context.metadata, **context.trace_headers(), **text_map(metadata or {})}
@@ -366,7 +372,10 @@ class Client:
 
     def _unusable(self) -> ClosedError:
         if self._out.closed:
-            return ClosedError(f"the client of {self._endpoint} is closed")
+            return ClosedError(
+                f"the client of {self._endpoint} is closed, as its runtime may be: "
+                "make one of a runtime that is open"
+            )
         return ClosedError(
             f"the client of {self._endpoint} belongs to the event loop that it was made on: "
             "open a runtime of its own in each loop, thread and forked process"

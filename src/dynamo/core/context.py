@@ -85,6 +85,8 @@ class Context:
         *,
         timeout_s: float | None = None,
     ) -> None:
+        if id is not None and not isinstance(id, str):
+            raise TypeError(f"id is text, not {id!r}")
         self._id = id
         self._metadata = Metadata(metadata) if metadata else None
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s

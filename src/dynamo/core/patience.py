@@ -5,7 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from dynamo.core.errors import ConfigError
+from dynamo.core.model import shown
 from dynamo.core.ports.request_plane import OutgoingCall
+
+FOREVER_S = 31_536_000.0  # a year, the most that a setting may be
+
+
+def seconds(name: str, value: float) -> float | None:
+    """A bound as it was given; None for one that never comes. Raises ConfigError for what is no number."""
+    try:
+        return None if value >= FOREVER_S else value
+    except TypeError:
+        raise ConfigError(f"{name}={shown(value)}: expected seconds, such as 2.5") from None
 
 
 class Patience:
@@ -30,7 +42,9 @@ class Patience:
     def __init__(
         self, first_s: float | None, idle_s: float | None, exhausted: Callable[[float, str], None]
     ) -> None:
-        self._first_s, self._idle_s, self._exhausted = first_s, idle_s, exhausted
+        self._first_s = None if first_s is None else seconds("first_item_timeout_s", first_s)
+        self._idle_s = None if idle_s is None else seconds("idle_timeout_s", idle_s)
+        self._exhausted = exhausted
         self._loop = asyncio.get_running_loop()
         self._call: OutgoingCall | None = None
         self._received, self._since, self._waiting = 0, 0.0, False

@@ -95,6 +95,8 @@ class Direct(Strategy):
         return peers.find(self.target)
 
     def __str__(self) -> str:
+        if isinstance(self.target, str) and self.target.isdigit():
+            return f"instance named {self.target!r} (an id is an int)"
         return f"instance {self.target}"
 
 
