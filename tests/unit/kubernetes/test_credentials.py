@@ -58,6 +58,27 @@ async def test_a_proxy_of_the_environment_is_taken_unless_the_kubeconfig_or_no_p
     assert found.configuration.proxy is None
 
 
+@pytest.mark.parametrize(
+    "host, listed, expected",
+    [
+        ("10.0.0.1", "localhost, 10.0.0.0/8,.svc", None),
+        ("10.0.0.1", "10.0.0.5/8", None),
+        ("10.0.0.1", "10.96.0.0/12,fd00::/8,10.0.0.1/99", "http://proxy:3128"),
+        ("[fd00::1]", "fd00::/8", None),
+        ("[fd00::1]", "fd00::1", None),
+        ("api.team.svc", "10.0.0.0/8,.svc", None),
+        ("api.example.com", "10.0.0.0/8,.svc", "http://proxy:3128"),
+    ],
+)
+async def test_networks_without_a_proxy_are_known_as_in_programs_of_the_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, listed: str, expected: str | None
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", listed)
+    found = await credentials.load(config(tmp_path, cluster={"server": f"https://{host}:6443"}))
+    assert found.configuration.proxy == expected
+
+
 @pytest.mark.parametrize("text", ["a: [", "just text", "{}", "[]", ""])
 async def test_what_is_no_kubeconfig_is_one_line(tmp_path: Path, text: str) -> None:
     read = config(tmp_path)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -94,8 +95,25 @@ async def _kubeconfig(paths: str, name: str | None) -> Found:
 
 def _proxy(server: str) -> str | None:
     """What ``https_proxy`` and ``no_proxy`` say of it, or the system where those are unknown."""
-    parts = urlsplit(server)
-    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+    parts, proxies = urlsplit(server), getproxies()
+    if proxy_bypass(parts.netloc) or _is_within(parts.hostname or "", proxies.get("no", "")):
+        return None
+    return proxies.get(parts.scheme)
+
+
+def _is_within(host: str, listed: str) -> bool:
+    """Whether it is an address in one of these networks, as 10.96.0.0/12, which urllib does not know; Go's
+    programs do, so that is how clusters with a proxy name their services.
+    """
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    for text in listed.split(","):
+        with suppress(ValueError):  # another name
+            if address in ip_network(text.strip(), strict=False):
+                return True
+    return False
 
 
 def _is_file(path: str) -> bool:
