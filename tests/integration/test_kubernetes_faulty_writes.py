@@ -143,6 +143,24 @@ async def test_who_asks_whether_we_live_is_answered_when_the_server_can_write_ag
             await asyncio.sleep(0.01)
 
 
+async def test_a_place_that_was_left_behind_is_not_looked_at_all_the_time(
+    fake: FakeKubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a node comes back, all its workers do this at once."""
+    monkeypatch.setattr(claiming, "ANSWER_S", 1.0)
+    async with leased(fake) as lease:
+        await lease.put(ONE)
+        other = fake.objects[RECORDS][NAME]
+        await lease.remove(ONE.endpoint_id)
+        other["spec"]["data"]["incarnation"] = "f00"
+        fake.put(RECORDS, other)
+        fake.asked.clear()
+        fake.answer(f"apply {RECORDS}", status(409, "Conflict"))
+        await lease.put(ONE)
+        await until_recorded(fake)
+        assert len(fake.times(f"list {RECORDS}")) <= 12
+
+
 async def test_a_place_whose_owner_can_never_be_asked_is_not_waited_for_for_ever(
     fake: FakeKubernetes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

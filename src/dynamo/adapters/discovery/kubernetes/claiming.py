@@ -14,9 +14,11 @@ from dynamo.adapters.discovery.kubernetes.access import Access, Object, Selectio
 from dynamo.adapters.discovery.kubernetes.errors import RECORDS, RefusedError
 from dynamo.adapters.discovery.kubernetes.records import CLAIM, claims_of, incarnation_in
 from dynamo.core.errors import ConflictError, UnavailableError
+from dynamo.core.lifetime import backoff
 
 ANSWER_S = 2.0  # for a live owner to answer
-LOOK_S = 0.2
+FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 0.4
+AGAIN_S = 0.2  # until the next question
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +65,13 @@ class Place:
                     f"{incarnation_in(found) or 0:x}, still alive after {waited_s:g} s; stop that one, "
                     "or give each container of the pod its own records (DYN_KUBE_DISCOVERY_MODE=container)"
                 )
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(AGAIN_S)
 
     async def _answered(self, uid: str) -> bool:
         """Whether a live owner took our question away; where nobody does, the object is deleted."""
-        until = time.monotonic() + ANSWER_S
+        until, delays = time.monotonic() + ANSWER_S, backoff(FIRST_LOOK_S, LONGEST_LOOK_S)
         while True:
-            await asyncio.sleep(LOOK_S / 4)
+            await asyncio.sleep(next(delays))
             found = await self.foreign()
             if found is None or found["metadata"]["uid"] != uid:
                 return False
