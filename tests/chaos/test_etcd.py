@@ -264,6 +264,7 @@ async def one_server(scale: Scale, folder: Path) -> list[dict[str, Any]]:
                 await here.suffer(f"a worker's link black-holed for {scale.cut_ttls:g} TTLs", black_hole)
                 await here.suffer(f"a worker stopped for {scale.cut_ttls:g} TTLs", stop, unreachable="w2")
                 await here.suffer("a worker killed", kill, unreachable="w3")
+                assert "w3" in {one.worker for streams in here.streams for one in streams.broken}
             return here.rows()
 
 
