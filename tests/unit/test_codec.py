@@ -17,6 +17,7 @@ import struct
 import sys
 import uuid
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -370,6 +371,11 @@ class Unshowable:
         raise RuntimeError("no repr today")
 
 
+class Later:
+    def __await__(self) -> Iterator[None]:
+        yield None
+
+
 class Turning:
     def tolist(self) -> Any:
         return self
@@ -384,6 +390,7 @@ class Turning:
         ({"k": [2**64]}, "2\\*\\*64 - 1"),
         (Number(2**64), "(2\\*\\*64 - 1|out of range)"),
         (object(), "object is not a MessagePack value"),
+        (Later(), "Later is not a MessagePack value; await it first"),
         ({"k": object()}, "object is not a MessagePack value"),
         (len, "builtin_function_or_method is not"),
         (1j, "complex is not"),

@@ -17,7 +17,7 @@ import enum
 import json
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import attrs
@@ -70,7 +70,8 @@ def _plain(value: Any) -> Any:
         return _known(value.model_dump())
     if hasattr(value, "tolist"):  # numpy scalars and arrays
         return _known(value.tolist())
-    raise TypeError(f"{type(value).__name__} is not a MessagePack value")
+    hint = "; await it first" if isinstance(value, Awaitable) else ""
+    raise TypeError(f"{type(value).__name__} is not a MessagePack value{hint}")
 
 
 def _known(value: Any) -> Any:
