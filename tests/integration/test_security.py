@@ -14,7 +14,6 @@ from dynamo.core.errors import (
     ConfigError,
     DynamoError,
     Retry,
-    StreamBrokenError,
     UnavailableError,
     WrongInstanceError,
 )
@@ -24,7 +23,7 @@ from integration.planes import INCARNATION, INSTANCE, Neighbour, ask, calling, w
 
 pytestmark = pytest.mark.anyio
 
-NEVER, SAFE, UNKNOWN = Retry.NEVER, Retry.SAFE, Retry.UNKNOWN
+NEVER, SAFE = Retry.NEVER, Retry.SAFE
 TOKEN_HELP = ("set DYN_AUTH_TOKEN to the same on both",)
 CLIENT_CERTIFICATE_HELP = (
     "set DYN_TCP_TLS_CLIENT_CERT_PATH and DYN_TCP_TLS_CLIENT_KEY_PATH",
@@ -100,7 +99,7 @@ MISMATCHES = [
         )
     ),
     Mismatch(
-        "plain caller on a TLS port", "tcps", "cert=worker", "ca=ours", "", StreamBrokenError, UNKNOWN,
+        "plain caller on a TLS port", "tcps", "cert=worker", "ca=ours", "", UnavailableError, SAFE,
         ("before it said anything", "TLS (DYN_TCP_TLS_CERT_PATH)", "its address is tcps://"), dialled="tcp",
     ),
     Mismatch(
@@ -121,11 +120,11 @@ MISMATCHES = [
     ),
     Mismatch(
         "no client certificate", "tcps", "cert=worker client_ca=ours", "ca=ours client=caller", "ca=ours",
-        StreamBrokenError, UNKNOWN, CLIENT_CERTIFICATE_HELP,
+        UnavailableError, SAFE, CLIENT_CERTIFICATE_HELP,
     ),
     Mismatch(
         "wrong client certificate", "tcps", "cert=worker client_ca=ours", "ca=ours client=caller",
-        "ca=ours client=stranger", StreamBrokenError, UNKNOWN, CLIENT_CERTIFICATE_HELP,
+        "ca=ours client=stranger", UnavailableError, SAFE, CLIENT_CERTIFICATE_HELP,
     ),
 ]  # fmt: skip
 
@@ -182,6 +181,9 @@ async def test_a_certificate_needs_its_own_key(folder: Path) -> None:
         ConfigError, match=r"tls_cert_path='.*worker.pem', tls_key_path='.*caller.key': .*key"
     ):
         async with working(**mixed):
+            pass
+    with pytest.raises(ConfigError, match=r"its key: .*; set DYN_TCP_TLS_KEY_PATH to the file of its key$"):
+        async with working(tls_cert_path=folder / "worker.pem"):
             pass
     with pytest.raises(ConfigError, match="tls_key_path is set without DYN_TCP_TLS_CERT_PATH"):
         async with working(tls_key_path=folder / "worker.key"):

@@ -55,7 +55,8 @@ def _load_chain(context: ssl.SSLContext, settings: Settings, cert: str, key: str
     except FileNotFoundError as error:
         raise ConfigError(f"{shown}: no such file") from error
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{shown}: not a PEM certificate with its key: {error}") from error
+        where = "" if key_path else f"; set {settings.source(key)} to the file of its key"
+        raise ConfigError(f"{shown}: not a PEM certificate with its key: {error}{where}") from error
 
 
 def _load_authorities(context: ssl.SSLContext, settings: Settings, field: str) -> None:
