@@ -79,14 +79,51 @@ async def test_calls_in_flight_outlive_the_goaway_of_a_server_whose_connection_i
         server.transport.write(frame(GOAWAY, 0, 0, u32(3) + u32(0)))  # h2's own would be its end
         while not all(link.connection.draining for link in plane._links.values()):
             await asyncio.sleep(0)
-        with pytest.raises(DrainingError) as refused:
-            await ends(start(plane, address))
-        assert refused.value.retry is Retry.SAFE
+        for _ in range(3):  # the server is still there: it was about that connection
+            assert await ends(start(plane, address)) == [b"\x07"]
+        assert len(servers) == 2
         running.send(b"\x08", end=True)
         assert await ends(running) == [b"\x08"]
         await server.lost.wait()
         assert await ends(start(plane, address)) == [b"\x07"]
         assert len(servers) == 2
+
+
+async def test_a_server_that_wants_no_calls_on_a_new_connection_either_is_draining() -> None:
+    async with serving({}) as (address, servers), calling() as plane:
+        assert await ends(start(plane, address)) == [b"\x07"]
+        running = []
+        for number in range(2):  # a connection of which calls were answered, and a new one
+            running.append(plane.call(address, Request(endpoint="a.b.c", request_id="r", end=False)))
+            while len(servers) <= number or not servers[number].open:
+                await asyncio.sleep(0)
+            servers[number].transport.write(frame(GOAWAY, 0, 0, u32(3) + u32(0)))
+            while not all(link.connection.draining for link in plane._links.values()):
+                await asyncio.sleep(0)
+        for _ in range(3):
+            with pytest.raises(DrainingError) as refused:
+                await ends(start(plane, address))
+            assert refused.value.retry is Retry.SAFE
+        assert len(servers) == 2
+        for call in running:
+            call.send(b"\x08", end=True)
+            assert await ends(call) == [b"\x08"]
+
+
+async def test_a_plane_that_closes_leaves_no_connection_that_was_replaced() -> None:
+    async with serving({}) as (address, servers):
+        async with calling() as plane:
+            for number in range(2):
+                assert await ends(start(plane, address)) == [b"\x07"]
+                running = plane.call(address, Request(endpoint="a.b.c", request_id="r", end=False))
+                while not servers[number].open:
+                    await asyncio.sleep(0)
+                servers[number].transport.write(frame(GOAWAY, 0, 0, u32(3) + u32(0)))
+                while not all(link.connection.draining for link in plane._links.values()):
+                    await asyncio.sleep(0)
+        assert isinstance(running.error, StreamBrokenError)
+        for server in servers:
+            await server.lost.wait()
 
 
 async def heard(asked: Heard) -> list[Any]:

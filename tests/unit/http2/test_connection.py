@@ -90,6 +90,44 @@ def test_calls_in_flight_outlive_goaway_and_new_ones_are_turned_away() -> None:
     assert running.error is None
 
 
+@pytest.mark.parametrize("said", ["by a worker", "before any answer", "after answers"])
+def test_only_a_goaway_after_answers_that_no_worker_sent_is_about_the_connection_alone(said: str) -> None:
+    """As a proxy sends it that gives connections a time to live."""
+    dialer, listener, taken = meet()
+    for number in range(2):
+        dialer.open(Request(endpoint="a.b.c", request_id=f"{number}"))
+    pump(dialer, listener)
+    if said != "before any answer":
+        taken[0].send(b"\x01", end=True)
+        pump(dialer, listener)
+    if said == "by a worker":
+        listener.goaway()
+        pump(dialer, listener)
+    else:
+        feed(dialer, goaway_frame(3, text="max_age"))
+    assert dialer.draining
+    assert dialer.spent is (said == "after answers")
+    for call in taken:
+        call.send(b"\x01", end=True)
+    pump(dialer, listener)
+    assert dialer.open_streams == 0
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_call_that_was_not_taken_is_safe_to_send_elsewhere_unless_it_was_answered(answered: bool) -> None:
+    dialer, listener, taken = meet()
+    first, call = (dialer.open(Request(endpoint="a.b.c", request_id=number)) for number in "ab")
+    pump(dialer, listener)
+    if answered:
+        taken[1].send(b"\x01")
+        pump(dialer, listener)
+    feed(dialer, goaway_frame(1))
+    assert call.receive_nowait() == (b"\x01" if answered else None)
+    assert call.error is not None
+    assert call.error.retry is (Retry.UNKNOWN if answered else Retry.SAFE)
+    assert not first.ended
+
+
 def test_nothing_is_sent_before_the_worker_has_said_what_it_takes() -> None:
     dialer = connection(dialer=True)
     dialer.open(Request(endpoint="a.b.c", request_id="r", payload=b"\xc0"))

@@ -15,6 +15,7 @@ from dynamo.adapters.request_plane.http2.frames import (
     LARGEST_WINDOW,
     PING_FRAME,
     PREFACE,
+    WORKER_DRAINS,
     Code,
     Violation,
     goaway_frame,
@@ -54,7 +55,10 @@ class Http2Connection:
     ) -> None:
         self.options, self.budget, self.dialer = options, budget, dialer
         self.accept = accept
-        self.ready = self.closed = self.draining = False
+        self.ready = self.closed = False
+        self.draining = False  # no new calls on this connection
+        self.spent = False  # and that says nothing of the peer: another connection may take them
+        self.answered = False  # a response came
         self.error: DynamoError | None = None
         self.on_ready: Callable[[], None] | None = None
         self.on_idle: Callable[[], None] | None = None
@@ -197,14 +201,16 @@ class Http2Connection:
         if self.closed or self.goaways == 2:
             return
         self.goaways += 1
-        self.outbox.put(goaway_frame(ALL_STREAMS if self.goaways == 1 else self.last_id))
+        last = ALL_STREAMS if self.goaways == 1 else self.last_id
+        self.outbox.put(goaway_frame(last, text=WORKER_DRAINS))
 
     def close(self, error: DynamoError | None = None) -> None:
         """Send what the windows let through, say goodbye, and end all calls as broken."""
         if self.closed:
             return
         said = [] if self.dialer else self.take_output(2**62)
-        self.end(error, b"".join(said) + goaway_frame(self.last_id, Code.NO_ERROR, str(error or "")))
+        text = str(error or (WORKER_DRAINS if self.goaways else ""))
+        self.end(error, b"".join(said) + goaway_frame(self.last_id, text=text))
 
     def connection_lost(self, error: Exception | None = None) -> None:
         if not self.closed:
@@ -248,7 +254,7 @@ class Http2Connection:
         """It has a stream now."""
         self.calls[call.id] = call
         if call.id > ALL_STREAMS - 4:
-            self.draining = True  # no numbers are left
+            self.draining = self.spent = True  # no numbers are left
 
     def finished(self, call: Http2Call) -> None:
         waiting = self.outbox.waiting

@@ -17,13 +17,22 @@ from dynamo.adapters.request_plane.http2.frames import (
     SETTINGS,
     SETTINGS_ACK,
     WINDOW_UPDATE,
+    WORKER_DRAINS,
     Code,
     Violation,
     frame,
     unpack_u32,
 )
 from dynamo.adapters.request_plane.http2.streams import must_have_been
-from dynamo.core.errors import CallCancelledError, DrainingError, DynamoError, UnavailableError, WireError
+from dynamo.core.errors import (
+    CallCancelledError,
+    DrainingError,
+    DynamoError,
+    OverloadedError,
+    Retry,
+    UnavailableError,
+    WireError,
+)
 
 if TYPE_CHECKING:
     from dynamo.adapters.request_plane.http2.connection import Http2Connection
@@ -135,9 +144,16 @@ class Control:
             return
         if not connection.dialer:
             return
-        refused = DrainingError(f"{peer} is draining and takes no new calls")
+        # A proxy recycles a connection that it had calls answered on; who wants none on a new one drains.
+        connection.spent = connection.answered and not body.startswith(WORKER_DRAINS.encode(), 8)
+        refused: DynamoError = DrainingError(f"{peer} is draining and takes no new calls")
+        if connection.spent:
+            refused = OverloadedError(f"{peer} takes no more calls on this connection")
         beyond = [call for call in connection.calls.values() if call.id > last_id]
         for call in [*connection.outbox.waiting, *beyond]:
-            call.finish(copy.copy(refused))
+            error = copy.copy(refused)
+            if call.head_came:  # it was taken, whatever the peer says
+                error.retry = Retry.UNKNOWN
+            call.finish(error)
         if not connection.calls and connection.on_idle is not None:
             connection.on_idle()

@@ -127,7 +127,7 @@ class Dispatch:
                 self._connection.outbox.reset(call, Code.CANCEL)
                 call.finish(UnavailableError(strange, retry=Retry.UNKNOWN))
                 return
-            call.head_came = True
+            call.head_came = self._connection.answered = True
             call.max_send = min(call.max_send, headers.read_limit(fields))
         if not ended:
             return

@@ -11,6 +11,7 @@ MAX_FRAME_BYTES = 16_384  # RFC 9113's default; a larger one would delay the ite
 ALL_STREAMS = 2**31 - 1
 LARGEST_WINDOW = 2**31 - 1
 DEFAULT_WINDOW = 65_535
+WORKER_DRAINS = "this worker is draining"  # in its GOAWAY: tells it from that of a proxy
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = 0, 1, 2, 3, 4
 PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 5, 6, 7, 8, 9

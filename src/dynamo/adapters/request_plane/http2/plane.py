@@ -12,6 +12,7 @@ from dynamo.adapters.request_plane.http2.addresses import HttpAddress, parse
 from dynamo.adapters.request_plane.http2.connection import Http2Connection
 from dynamo.adapters.request_plane.tcp import tls
 from dynamo.adapters.request_plane.tcp.addresses import HostPort, UnixPath, is_loopback
+from dynamo.adapters.request_plane.tcp.link import Link
 from dynamo.adapters.request_plane.tcp.plane import TcpRequestPlane, with_options
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError
@@ -24,7 +25,9 @@ ALPN = ["h2"]
 
 
 class Http2RequestPlane(TcpRequestPlane):
-    """One connection per address and expected instance, shared by all calls to it."""
+    """One connection per address and expected instance, shared by all calls to it; one that its peer wants no
+    more calls on, such as a proxy's whose time is over, keeps those that it has.
+    """
 
     schemes: ClassVar[tuple[str, ...]] = ("http", "https", "http2")
     address_type: ClassVar[type[HostPort]] = HttpAddress
@@ -71,6 +74,10 @@ class Http2RequestPlane(TcpRequestPlane):
         return _driven(
             Http2Connection(options, self._budget, dialer=False, accept=cast(Callable[[Any], None], accept))
         )
+
+    def _is_spent(self, link: Link) -> bool:
+        connection = cast(Http2Connection, link.connection)
+        return connection.closed or connection.spent
 
     def _client_context(self) -> ssl.SSLContext:
         context = tls.client_context(self._settings)
