@@ -18,6 +18,8 @@ from contract.socket_harness import SocketHarness, each_loop, issued_certificate
 from dynamo.adapters.request_plane.tcp import open_tcp
 from dynamo.core.errors import Retry, UnavailableError, UnsupportedError
 from dynamo.core.ports.request_plane import Request
+from dynamo.core.wire.frames import HELLO, MAGIC, map_frame
+from dynamo.core.wire.opening import Options, encode_hello
 from dynamo.testing.request_plane import RequestPlaneContract
 
 anyio_backend = each_loop
@@ -107,6 +109,8 @@ async def test_a_burst_of_calls_leaves_before_its_tick_ends() -> None:
             loop = asyncio.get_running_loop()
             peer, _ = await loop.sock_accept(listener)
             with peer:
+                greeting = MAGIC + map_frame(HELLO, 0, encode_hello(Options(), None, None))
+                await loop.sock_sendall(peer, greeting)
                 while b"a.b.c" not in await loop.sock_recv(peer, 65536):
                     pass
                 for _ in range(64):

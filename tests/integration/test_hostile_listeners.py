@@ -11,11 +11,12 @@ from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 
-from dynamo.core.errors import DynamoError, Retry, StreamBrokenError, UnavailableError
+from dynamo.core.errors import Retry, StreamBrokenError, UnavailableError
 from dynamo.core.health import Status
 from dynamo.core.wire.frames import HELLO, ITEM, MAGIC, OPEN, PING, header, map_frame, number_frame
 from dynamo.core.wire.opening import Options, encode_hello
-from integration.planes import BOUND_S, Neighbour, ask, calling, start, working
+from dynamo.runtime import DistributedRuntime
+from integration.planes import BOUND_S, ENDPOINT, INSTANCE, Neighbour, ask, calling, start, working
 
 pytestmark = pytest.mark.anyio
 
@@ -47,12 +48,15 @@ async def answering(answer: Answer) -> AsyncIterator[str]:
             writer.transport.abort()
 
 
-def says(data: bytes) -> Answer:
-    """Say that, once the caller has said hello, and wait for its end."""
+def says(data: bytes, to_a_call: bytes = b"") -> Answer:
+    """Say that, once the caller has said hello, the rest once it calls, and wait for its end."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(len(MAGIC))
         writer.write(data)
+        if to_a_call:
+            await reader.readuntil(ENDPOINT.encode())
+            writer.write(to_a_call)
         while await reader.read(65536):
             pass
 
@@ -63,16 +67,17 @@ async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     await reader.readexactly(len(MAGIC))
 
 
-async def fails(address: str, error: type[DynamoError], retry: Retry, *words: str) -> None:
+async def fails(address: str, *words: str) -> None:
+    """A call there was certainly not sent."""
     async with working() as worker, Neighbour.of(worker) as neighbour:
         async with calling(connect_timeout_s=CONNECT_S) as caller:
             assert await ask(caller, worker.address) == "hello"
             began = time.monotonic()
-            with pytest.raises(error) as caught:
+            with pytest.raises(UnavailableError) as caught:
                 await ask(caller, address)
             assert time.monotonic() - began < CONNECT_S + BOUND_S / 2
-            assert type(caught.value) is error
-            assert caught.value.retry is retry
+            assert type(caught.value) is UnavailableError
+            assert caught.value.retry is Retry.SAFE
             for text in (address, *words):
                 assert text in str(caught.value)
             health = await caller.check(address)
@@ -98,20 +103,18 @@ async def fails(address: str, error: type[DynamoError], retry: Retry, *words: st
 )
 async def test_something_else_answers(data: bytes, words: str) -> None:
     async with answering(says(data)) as address:
-        await fails(address, StreamBrokenError, Retry.UNKNOWN, words)
+        await fails(address, words)
 
 
 async def test_it_closes_before_it_says_anything() -> None:
     async with answering(closes) as address:
-        words = ("before it said anything", "its address is tcps://")
-        await fails(address, StreamBrokenError, Retry.UNKNOWN, *words)
+        await fails(address, "before it said anything", "its address is tcps://", "the call was not sent")
 
 
 @pytest.mark.parametrize("data", [b"", MAGIC[:5], GREETING[:-2]], ids=["nothing", "half magic", "half hello"])
 async def test_it_never_finishes_its_greeting(data: bytes) -> None:
     async with answering(says(data)) as address:
-        words = f"did not finish the opening within {CONNECT_S:g} s"
-        await fails(address, StreamBrokenError, Retry.UNKNOWN, words)
+        await fails(address, f"did not finish the opening within {CONNECT_S:g} s")
 
 
 async def test_it_does_not_take_the_connection() -> None:
@@ -126,7 +129,7 @@ async def test_it_does_not_take_the_connection() -> None:
             filler.setblocking(False)
             filler.connect_ex(address)
         words = (f"no connection to tcp://127.0.0.1:{address[1]} within {CONNECT_S:g} s", "connect_timeout_s")
-        await fails(f"tcp://127.0.0.1:{address[1]}", UnavailableError, Retry.SAFE, *words)
+        await fails(f"tcp://127.0.0.1:{address[1]}", *words)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ async def test_it_does_not_take_the_connection() -> None:
     ids=["open", "unknown type", "unknown stream", "too long", "ping on a stream"],
 )
 async def test_it_breaks_the_protocol_later(data: bytes, words: str) -> None:
-    async with answering(says(GREETING + data)) as address, calling() as caller:
+    async with answering(says(GREETING, data)) as address, calling() as caller:
         with pytest.raises(StreamBrokenError, match="broke the wire protocol") as caught:
             await ask(caller, address)
         assert words in str(caught.value)
@@ -167,3 +170,33 @@ async def test_it_asks_for_answers_and_reads_none() -> None:
             assert "does not read the answers" in str(call.error)
             assert await ask(caller, worker.address) == "hello"
             await neighbour.is_unharmed()
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+async def test_whoever_dies_before_it_says_a_word_costs_a_call_no_attempt(idempotent: bool) -> None:
+    """Of a killed process the system closes connections first and listeners last: it is called in between."""
+    dying = 5
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal dying
+        if dying:
+            dying -= 1
+            await reader.readexactly(len(GREETING))
+            return
+        there, back = await asyncio.open_connection(worker.host, worker.port)
+        async with asyncio.TaskGroup() as both:
+            both.create_task(_forward(reader, back))
+            both.create_task(_forward(there, writer))
+
+    async with working() as worker, answering(dies) as address:
+        declared = f"{ENDPOINT}={address}#{INSTANCE}"
+        async with DistributedRuntime(discovery="static", static_instances=declared) as runtime:
+            client = await runtime.endpoint(ENDPOINT).client()
+            assert await client.call("hello", timeout_s=BOUND_S, idempotent=idempotent) == "hello"
+    assert not dying
+
+
+async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()

@@ -246,8 +246,9 @@ def test_a_duplex_call_killed_before_it_was_written_never_sends_kill_first(stop:
     assert [kind for kind, *_ in output(pair.dialer)] == [OPEN, ITEM, *[STOP] * stop, KILL]
 
 
-def test_with_a_token_a_call_waits_and_its_stop_and_kill_with_it() -> None:
-    pair = Pair(Options(token="t"), Options(token="t"))
+@pytest.mark.parametrize("options", [Options(token="t"), Options(early=False)], ids=["token", "not early"])
+def test_a_call_waits_for_the_opening_and_its_stop_and_kill_with_it(options: Options) -> None:
+    pair = Pair(options, Options(token=options.token))
     stopped, killed, plain = pair.open(), pair.open(), pair.open(b"x" * 200_000)
     stopped.stop()
     killed.kill()
@@ -354,6 +355,19 @@ def test_a_lost_link_breaks_what_was_sent_and_spares_what_was_not() -> None:
     assert pair.dialer.take_output(2**20) == pair.listener.take_output(2**20) == []
     assert isinstance(pair.open().error, UnavailableError)
     assert pair.dialer_budget.used == pair.listener_budget.used == 0
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_call_that_waits_for_the_listeners_hello_is_not_lost_with_the_link(early: bool) -> None:
+    pair = Pair(Options(early=early))
+    calls = [pair.open(), pair.open(b"x" * 200_000)]
+    pair.pull()
+    pair.cut()
+    for call in calls:
+        assert call.error is not None
+        assert call.error.retry is (Retry.UNKNOWN if early else Retry.SAFE)
+    assert (b"a.b.c" in pair.to_listener) is early
+    assert pair.dialer_budget.used == 0
 
 
 def test_closing_still_writes_the_answers_of_calls_that_ended_and_then_the_reason() -> None:

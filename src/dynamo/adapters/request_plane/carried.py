@@ -52,6 +52,7 @@ class CarriedPlane(RequestPlane):
             window_bytes=settings.window_bytes,
             max_message_bytes=settings.max_message_bytes,
             token=settings.auth_token,
+            early=False,  # a process that is frozen, starved or dying is connected to all the same
             keepalive_s=settings.keepalive_s,
             opening_s=settings.connect_timeout_s,
             peer=peer,

@@ -96,10 +96,9 @@ class Connection:
         self._max_receive = options.max_message_bytes
         self._max_send = min(options.max_message_bytes, self._hello.max_message)
         self._half = small_limit(self._hello.window, self._max_send)
-        # A dialer without a token sends calls at once; else they wait for the listener's HELLO.
         if dialer:
             self._handshake.say_hello()
-            self._out.open = not options.token
+            self._out.open = options.early and not options.token  # else calls wait for the listener's HELLO
 
     # What the driver reads.
 

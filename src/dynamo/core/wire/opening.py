@@ -31,8 +31,9 @@ class Options:
     """What one side of a connection is, takes and expects.
 
     ``expected_*`` are a dialer's: who should be at the address, 0 for anybody. ``token`` None or empty: none.
-    ``nonce`` is drawn at random where it is not given. ``opening_s`` bounds HELLO and AUTH; ``keepalive_s``
-    is K of the page. ``peer`` names the other side in messages.
+    ``nonce`` is drawn at random where it is not given. ``early``: a dialer without a token sends calls before
+    the listener's HELLO; that saves a round trip, and if HELLO never comes, they may have run. ``opening_s``
+    bounds HELLO and AUTH; ``keepalive_s`` is K of the page. ``peer`` names the other side in messages.
     """
 
     instance_id: int = 0
@@ -45,6 +46,7 @@ class Options:
     max_head_bytes: int = DEFAULT_MAX_HEAD
     token: str | None = None
     nonce: bytes | None = None
+    early: bool = True
     keepalive_s: float = 10.0
     opening_s: float = 10.0
     peer: str = "the peer"
