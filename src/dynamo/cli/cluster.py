@@ -39,16 +39,14 @@ async def cluster(settings: Settings, timeout_s: float) -> list[Finding]:
         uid = None  # and the findings say so
     try:
         config = configuration.read(settings.discovery_backend if separator else f"{scheme}://", settings)
-        way = await find(config)
-    except ConfigError:
-        return findings
-    try:
         async with asyncio.timeout(timeout_s):
-            findings += await _asked(way, uid)
-    except (TimeoutError, OSError, aiohttp.ClientError):
+            way = await find(config)
+            try:
+                findings += await _asked(way, uid)
+            finally:
+                await way.close()  # noqa: ASYNC102 - shielded and bounded inside
+    except (ConfigError, TimeoutError, OSError, aiohttp.ClientError):
         pass
-    finally:
-        await way.close()
     return findings
 
 
