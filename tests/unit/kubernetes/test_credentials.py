@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,27 @@ async def test_what_is_no_kubeconfig_is_one_line(tmp_path: Path, text: str) -> N
     with pytest.raises(ConfigError, match=r"the kubeconfig .*config \(KUBECONFIG\) cannot be used: ") as told:
         await credentials.load(read)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "server", ["", "10.0.0.1:6443", "ftp://10.0.0.1", "https://:6443", "https://[::1", "https://a:99999"]
+)
+async def test_a_server_that_is_no_address_is_not_waited_for(tmp_path: Path, server: str) -> None:
+    with pytest.raises(ConfigError, match=rf"cannot be used: .*{re.escape(repr(server))}"):
+        await credentials.load(config(tmp_path, cluster={"server": server}))
+
+
+async def test_a_proxy_that_we_cannot_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "proxy:3128")  # as curl and Go take it
+    assert (await credentials.load(config(tmp_path))).configuration.proxy == "http://proxy:3128"
+    with pytest.raises(ConfigError, match=r"cannot be used: .*'socks5://proxy:1080'"):
+        await credentials.load(config(tmp_path, cluster={"proxy-url": "socks5://proxy:1080"}))
+
+
+async def test_a_token_of_two_lines_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be used: its token has several lines") as told:
+        await credentials.load(config(tmp_path, user={"token": "secret\nand more"}))
+    assert "secret" not in str(told.value)
 
 
 async def test_a_certificate_that_is_none_is_told(tmp_path: Path) -> None:

@@ -44,14 +44,32 @@ async def load(config: KubernetesConfig, context: str | None = None) -> Found:
             found = Found(configuration=_service_account())
         else:
             found = await _kubeconfig(config.kubeconfig, context)
-    configuration = found.configuration
+        _complete(found.configuration)
+    return found
+
+
+def _complete(configuration: Configuration) -> None:
+    """Raises ValueError for what would be taken for a server that is away."""
     configuration.disable_strict_ssl_verification = True  # as kubectl: authorities of clusters are plain
-    if configuration.proxy is None:
-        configuration.proxy = _proxy(str(configuration.host))
+    server = _checked(configuration.host or "", "server")
+    if (proxy := configuration.proxy or _proxy(server)) is not None:
+        configuration.proxy = _checked(proxy, "proxy")
     if token := configuration.api_key.get(TOKEN):
         kind, _, secret = token.partition(" ")
-        configuration.api_key[TOKEN] = f"{kind} {secret.strip()}"  # files end in newlines
-    return found
+        if len((secret := secret.strip()).splitlines()) > 1:  # files end in newlines
+            raise ValueError("its token has several lines")
+        configuration.api_key[TOKEN] = f"{kind} {secret}"
+
+
+def _checked(url: str, what: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"its {what} {url!r} is no http:// or https:// address")
+    return url
 
 
 @contextmanager
@@ -98,7 +116,8 @@ def _proxy(server: str) -> str | None:
     parts, proxies = urlsplit(server), getproxies()
     if proxy_bypass(parts.netloc) or _is_within(parts.hostname or "", proxies.get("no", "")):
         return None
-    return proxies.get(parts.scheme)
+    proxy = proxies.get(parts.scheme)
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 def _is_within(host: str, listed: str) -> bool:
