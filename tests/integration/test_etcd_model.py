@@ -1,4 +1,4 @@
-"""The watch against a model: random changes, lease ends, compactions, cuts and restarts on a real server.
+"""The watch against a model: random changes, lease ends, compactions, cuts and crashes of a real server.
 
 One schedule is one seed: ``pytest "tests/integration/test_etcd_model.py::test_a_schedule[7]"``; the long form
 is ``nox -s soak``.
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dynamo.adapters.discovery.etcd import open_etcd
-from dynamo.adapters.discovery.etcd.keys import key_of
+from dynamo.adapters.discovery.etcd.keys import decode, key_of, parse
 from dynamo.core.codec import encode_instance
 from dynamo.core.config import Settings
 from dynamo.core.model import EndpointId, Instance, InstanceKey, Scope
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.anyio
 SETTINGS = Settings.from_env({}, etcd_lease_ttl=2, connect_timeout_s=1.0)
 SCOPE = Scope.of(ENDPOINT)
 ELSEWHERE = EndpointId(namespace="contract", component="worker", name="other")
+UNREADABLE = b"unreadable"
 STEPS = 60
 BOUND_S = 20.0
 
@@ -60,7 +61,7 @@ class Model:
         self._forget(instance.key)
         key = key_of(instance.endpoint_id, instance.instance_id).decode()
         if self.random.random() < 0.1:
-            self.server.put(key, b"unreadable", lease)  # as good as absent
+            self.server.put(key, UNREADABLE, lease)  # as good as absent
         else:
             self.server.put(key, encode_instance(instance), lease)
             self.live[instance.key] = instance
@@ -88,6 +89,18 @@ class Model:
 
     def compact(self) -> None:
         self.server.compact()
+
+    def reread(self) -> None:
+        """What it has kept: an etcd that is alone may also lose what it answered last (its issue 14370)."""
+        self.live.clear()
+        self.leased = {lease: set() for lease in sorted(self.server.leases())}
+        for kv in self.server.range().kvs:
+            key = parse(kv.key)
+            assert key is not None
+            if kv.lease:
+                self.leased[kv.lease].add(key)
+            if kv.value != UNREADABLE:
+                self.live[key] = decode(kv.key, kv.value)
 
     def _forget(self, key: InstanceKey) -> None:
         self.live.pop(key, None)
@@ -124,6 +137,19 @@ async def agree(follower: Follower, model: Model) -> None:
         assert follower.live == model.expected(), follower.changes[-5:]
 
 
+async def forget(follower: Follower, model: Model, proxy: FaultProxy) -> None:
+    """Let the watch see what a crash then undoes, mostly deletions, and keep it away until others come."""
+    proxy.heal()
+    model.server.remember()
+    for _ in range(model.random.randint(1, 3)):
+        model.random.choice((model.delete, model.delete, model.delete, model.step))()
+    await agree(follower, model)
+    proxy.refuse()
+    proxy.reset()
+    model.server.kill()
+    model.server.forget()
+
+
 async def play(seed: int, steps: int) -> None:
     with EtcdServer() as server:
         async with FaultProxy("127.0.0.1", server.port) as proxy:
@@ -146,9 +172,11 @@ async def play(seed: int, steps: int) -> None:
                         case 4:
                             proxy.throttle(20_000)
                         case 5 if chance.random() < 0.2:
+                            if chance.random() < 0.5:
+                                await forget(follower, model, proxy)
                             server.kill()
-                            await asyncio.to_thread(server.launch)
-                            await asyncio.to_thread(server.wait)
+                            await asyncio.to_thread(server.start)
+                            model.reread()
                         case 6 | 7:
                             proxy.heal()
                             await agree(follower, model)
