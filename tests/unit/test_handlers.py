@@ -253,6 +253,36 @@ async def test_a_plain_handler_takes_the_first_item_of_a_call_that_opened_withou
 # Pushing instead of yielding.
 
 
+async def test_threads_may_push_side_by_side_to_a_caller_that_is_behind() -> None:
+    async def push(request: Any, response_sender: ResponseSender) -> None:
+        def send(letter: str) -> None:
+            for _ in range(20):
+                response_sender.send(letter * 1000)
+
+        await asyncio.gather(*(asyncio.to_thread(send, letter) for letter in "abc"))
+
+    async with serving(push, runtime=make_runtime(window_bytes=2048)) as client:
+        items = [item[0] async for item in client.stream(1, timeout_s=10)]
+    assert sorted(items) == sorted("abc" * 20)
+
+
+async def test_a_second_reader_of_a_request_stream_is_told() -> None:
+    async def handler(stream: RequestStream[str]) -> AsyncIterator[str]:
+        await anext(stream)
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        try:
+            await anext(stream)
+        except RuntimeError as error:
+            yield str(error)
+        yield await first
+
+    async with serving(handler) as client, client.duplex("one") as call:
+        assert "let one task read it" in await bounded(anext(call))
+        await call.send("two")
+        assert await bounded(anext(call)) == "two"
+
+
 async def test_a_response_sender_pushes_items_and_ends_the_stream() -> None:
     async def push(request: Any, context: Context, response_sender: ResponseSender) -> None:
         for number in range(request):

@@ -18,6 +18,7 @@ from dynamo.core.errors import (
     BadPayloadError,
     CallCancelledError,
     ClosedError,
+    ConfigError,
     DeadlineError,
     DrainingError,
     EncodeError,
@@ -174,6 +175,26 @@ async def test_a_timed_out_read_loses_nothing_and_cancels_nothing() -> None:
                 got.append(await asyncio.wait_for(anext(items), BOUND_S))
             assert got == list(range(20))
             assert worker.cancelled == []
+            worker.calls[0].end()
+            await stays_ended(items)
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["the first item", "a later item"])
+async def test_a_second_reader_is_told_and_takes_nothing_from_the_first(before: int) -> None:
+    async with deployed() as world:
+        worker = await world.worker(silent)
+        client = await world.ready_client()
+        async with client.stream("go") as items:
+            await asyncio.wait_for(worker.came.wait(), BOUND_S)
+            for number in range(before):
+                worker.calls[0].send(encode(number))
+                assert await asyncio.wait_for(anext(items), BOUND_S) == number
+            first = asyncio.ensure_future(anext(items))
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="let one task read it"):
+                await asyncio.wait_for(anext(items), BOUND_S)
+            worker.calls[0].send(encode("mine"))
+            assert await asyncio.wait_for(first, BOUND_S) == "mine"
             worker.calls[0].end()
             await stays_ended(items)
 
@@ -789,6 +810,39 @@ async def test_the_input_may_come_from_an_async_iterable() -> None:
         async with client.duplex(inputs=numbers()) as call:
             assert [item async for item in call] == list(range(200))
         nothing_left(world, client)
+
+
+async def test_inputs_that_cannot_be_iterated_are_told() -> None:
+    class Broken:
+        def __aiter__(self) -> Any:
+            raise LookupError("no prompts")
+
+    async with deployed() as world:
+        await world.worker(echoing)
+        client = await world.ready_client()
+        with pytest.raises(ConfigError, match=r"^inputs=\[1, 2\]: expected an async iterable"):
+            client.duplex(inputs=[1, 2])  # type: ignore[arg-type]
+        with pytest.raises(LookupError, match="no prompts"):
+            await asyncio.wait_for(anext(client.duplex(inputs=Broken())), BOUND_S)
+        await until(lambda: not world.plane.calls)
+
+
+async def test_tasks_that_send_side_by_side_all_get_their_items_out() -> None:
+    async with deployed(window_bytes=2048) as world:
+        await world.worker(echoing)
+        client = await world.ready_client()
+        async with client.duplex() as call:
+
+            async def send(text: str) -> None:
+                for _ in range(50):
+                    await call.send(text)
+
+            async def read() -> list[str]:
+                return [await anext(call) for _ in range(150)]
+
+            async with asyncio.timeout(BOUND_S):
+                got, *_ = await asyncio.gather(read(), *(send(letter * 100) for letter in "abc"))
+            assert sorted(got) == [letter * 100 for letter in "abc" for _ in range(50)]
 
 
 async def test_an_input_that_raises_ends_the_call_with_its_error() -> None:

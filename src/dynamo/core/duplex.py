@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
 from dynamo.core.codec import encode
-from dynamo.core.errors import ClosedError, DynamoError, TooLargeError
+from dynamo.core.errors import ClosedError, ConfigError, DynamoError, TooLargeError
 from dynamo.core.exchange import Exchange
+from dynamo.core.model import shown
 from dynamo.core.ports.request_plane import Payload
 from dynamo.core.streams import Decode, ResponseStream
 
@@ -19,11 +20,12 @@ LEAVE_S = 5.0  # how long leaving a call waits for the caller's own iterable to 
 class Input:
     """The sending side of one exchange; knows nothing of who holds the other side."""
 
-    __slots__ = ("_exchange", "_feeder", "_full", "_sent", "ended", "taken")
+    __slots__ = ("_exchange", "_feeder", "_full", "_sent", "_turn", "ended", "taken")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._full = False  # the window was spent by the last item
+        self._turn = asyncio.Lock()
         self._sent = 0
         self._feeder: asyncio.Task[None] | None = None
         self.taken = False  # an item was sent after the opening one: the request can't be sent elsewhere
@@ -44,8 +46,10 @@ class Input:
             if call.ended:
                 exchange.settle()  # ends the request, or has it sent to another instance
             elif self._full:
-                await call.writable()
-                self._full = False  # if the call is still there: look again
+                async with self._turn:  # room wakes one of those that wait
+                    if self._full:
+                        await call.writable()
+                        self._full = False  # if the call is still there: look again
             elif self._sent == SENDS_AT_ONCE:
                 # A call that the worker ended is never full, though nothing goes there: let its reader see.
                 self._sent = 0
@@ -70,8 +74,9 @@ class Input:
         self._feeder = self._exchange.out.loop.create_task(self._feed(items))
 
     async def _feed(self, items: AsyncIterable[Any]) -> None:
-        iterator = aiter(items)
+        iterator: AsyncIterator[Any] | None = None
         try:
+            iterator = aiter(items)
             async for item in iterator:
                 payload = encode(item)
                 try:
@@ -109,6 +114,11 @@ class DuplexStream(ResponseStream):
     __slots__ = ("_input",)
 
     def __init__(self, exchange: Exchange, decode: Decode, inputs: AsyncIterable[Any] | None) -> None:
+        if inputs is not None and not isinstance(inputs, AsyncIterable):
+            exchange.close()
+            raise ConfigError(
+                f"inputs={shown(inputs)}: expected an async iterable, such as an async generator"
+            )
         super().__init__(exchange, decode)
         self._input = exchange.input = Input(exchange)
         if inputs is not None:

@@ -93,10 +93,10 @@ class RequestStream(AsyncIterator[In], Generic[In]):
     Its end means only that the caller sends nothing more; the answer goes on. A cancelled or timed-out read
     loses no item."""
 
-    __slots__ = ("_call", "_first")
+    __slots__ = ("_call", "_first", "_reading")
 
     def __init__(self, call: IncomingCall) -> None:
-        self._call = call
+        self._call, self._reading = call, False
         self._first: Payload | None = call.request.payload
 
     def __aiter__(self) -> RequestStream[In]:
@@ -110,7 +110,15 @@ class RequestStream(AsyncIterator[In], Generic[In]):
                 if (error := call.error) is not None:
                     raise error
                 raise StopAsyncIteration
-            await call.wait()
+            if self._reading:
+                raise RuntimeError(
+                    "another task waits for the next item of this stream: let one task read it"
+                )
+            self._reading = True
+            try:
+                await call.wait()
+            finally:
+                self._reading = False
         return cast(In, decode(payload))
 
 
@@ -120,13 +128,14 @@ class ResponseSender:
     The response ends with ``close``, or when the handler returns.
     """
 
-    __slots__ = ("_call", "_closed", "_first", "_loop")
+    __slots__ = ("_call", "_closed", "_first", "_loop", "_turn")
 
     def __init__(
         self, call: IncomingCall, loop: asyncio.AbstractEventLoop, first: Callable[[], None]
     ) -> None:
         self._call, self._loop, self._closed = call, loop, False
         self._first: Callable[[], None] | None = first
+        self._turn = asyncio.Lock()
 
     def send(self, obj: Any) -> None:
         """Send one item. In another thread it blocks while the caller is behind; on the loop it can't: see
@@ -153,7 +162,8 @@ class ResponseSender:
 
     async def writable(self) -> None:
         """Wait until the caller has room for more."""
-        await self._call.writable()
+        async with self._turn:
+            await self._call.writable()
 
     def close(self) -> None:
         """End the response; doing it twice is fine."""
@@ -178,5 +188,6 @@ class ResponseSender:
         return self._call.send(payload)
 
     async def _send_in_turn(self, payload: Payload) -> None:
-        if not self._send(payload):
-            await self._call.writable()
+        async with self._turn:  # room wakes one of those that wait
+            if not self._send(payload):
+                await self._call.writable()

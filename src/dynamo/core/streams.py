@@ -103,11 +103,12 @@ class ResponseStream(AsyncIterator[Any]):
     end, or an error, it stays ended.
     """
 
-    __slots__ = ("__weakref__", "_call", "_decode", "_exchange")
+    __slots__ = ("__weakref__", "_call", "_decode", "_exchange", "_reading")
 
     def __init__(self, exchange: Exchange, decode: Decode) -> None:
         self._exchange, self._decode = exchange, decode
         self._call: OutgoingCall | None = None  # the present one, once it has answered
+        self._reading = False  # somebody waits: what comes wakes one
 
     @property
     def request_id(self) -> str:
@@ -132,17 +133,26 @@ class ResponseStream(AsyncIterator[Any]):
         payload: Payload | None = None
         if (call := self._call) is not None:  # most items take no other step
             payload = call.receive_nowait()
-            if payload is None and not call.ended:
-                await call.wait()
-                payload = call.receive_nowait()
         if payload is None:
-            exchange = self._exchange
-            payload = await exchange.next()
-            if payload is None:
-                self._call = None
-                raise StopAsyncIteration
-            if exchange.patience is None:  # else it has its own bounds of waiting
-                self._call = exchange.call
+            if self._reading:
+                raise RuntimeError(
+                    "another task waits for the next item of this stream: let one task read it"
+                )
+            self._reading = True
+            try:
+                if call is not None and not call.ended:
+                    await call.wait()
+                    payload = call.receive_nowait()
+                if payload is None:
+                    exchange = self._exchange
+                    payload = await exchange.next()
+                    if payload is None:
+                        self._call = None
+                        raise StopAsyncIteration
+                    if exchange.patience is None:  # else it has its own bounds of waiting
+                        self._call = exchange.call
+            finally:
+                self._reading = False
         try:
             return self._decode(payload)
         except DynamoError:
