@@ -118,22 +118,49 @@ async def test_a_change_in_discovery_brings_it_back_at_once() -> None:
     assert peers.by_id[1].timer is None
 
 
-async def test_an_instance_that_left_while_it_was_probed_does_not_come_back() -> None:
-    peers = table(2)
+class SlowProbe:
+    """Answers when told."""
+
+    def __init__(self, status: Status) -> None:
+        self.asked, self.answer, self._status = asyncio.Event(), asyncio.Event(), status
+
+    async def __call__(self) -> Health:
+        self.asked.set()
+        await self.answer.wait()
+        return Health(status=self._status)
+
+
+@pytest.mark.parametrize("status", [Status.UP, Status.DOWN])
+async def test_an_instance_that_left_while_it_was_probed_does_not_come_back(status: Status) -> None:
+    peers, probe = table(2), SlowProbe(status)
     available = Availability(peers)
-    asked, answer = asyncio.Event(), asyncio.Event()
-
-    async def probe() -> Health:
-        asked.set()
-        await answer.wait()
-        return Health(status=Status.UP)
-
-    available.failed(peers.by_id[1], 0, probe)
-    await asyncio.wait_for(asked.wait(), 5)
+    peer = peers.by_id[1]
+    available.failed(peer, 0, probe)
+    await asyncio.wait_for(probe.asked.wait(), 5)
     peers.remove(1)
-    answer.set()
+    probe.answer.set()
     await until(lambda: not available._probing)
     assert [peer.instance_id for peer in peers.ready] == [2]
+    assert peer.timer is None  # nor is it probed again
+
+
+async def test_a_probe_of_before_says_nothing_of_an_instance_that_was_answered_and_failed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    peers, probe = table(2), SlowProbe(Status.DOWN)
+    available = Availability(peers)
+    peer = peers.by_id[1]
+    peer.failures = 4
+    available.failed(peer, 4, probe)
+    await asyncio.wait_for(probe.asked.wait(), 5)
+    available.answered(peer)
+    monkeypatch.setattr(availability, "FIRST_BACKOFF_S", 60)
+    available.failed(peer, 0, Probe(False))
+    timer = peer.timer
+    probe.answer.set()
+    await asyncio.wait(available._probing)
+    assert (peer.failures, peer.timer) == (1, timer)
+    await available.aclose()
 
 
 async def test_probes_are_bounded_in_number() -> None:
@@ -171,6 +198,9 @@ async def test_closing_leaves_no_timer_and_no_task() -> None:
     available.failed(peers.by_id[1], 0, probe)
     await asyncio.wait_for(asked.wait(), 5)
     available.failed(peers.by_id[2], 0, probe)
+    timer = peers.by_id[2].timer
     await available.aclose()
+    assert timer is not None
+    assert timer.cancelled()
     assert asyncio.all_tasks() == before
     assert all(peer.timer is None for peer in peers.by_id.values())
