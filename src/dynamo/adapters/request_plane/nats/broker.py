@@ -21,6 +21,7 @@ from dynamo.core.errors import AuthError, DynamoError, UnavailableError
 
 FIRST_WAIT_S: Final = 0.05  # at most between attempts to connect, doubled each time
 LONGEST_WAIT_S: Final = 0.5
+SHORT_S: Final = 1.0  # a connection that lived for less is not replaced at once
 DOUBT: Final = 0.1  # of the keep-alive: a server that takes longer to answer a ping is sent no calls
 
 
@@ -120,15 +121,16 @@ class Broker:
         """Ask for no more; what is on its way still comes. Twice is fine."""
         if one in self._subscriptions:
             self._subscriptions.remove(one)
-            if one.carrier is not None and one.carrier is self._carrier:
+            if one.carrier is not None:
                 one.carrier.unsubscribe_from(one.number)
 
     async def drop(self, one: Subscription) -> None:
         """Withdraw it, and wait, bounded, until all has come that was on its way."""
         self.withdraw(one)
-        if (carrier := self._carrier) is not None and carrier is one.carrier:
-            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError, AuthError):
-                await carrier.heard(self._settings)
+        if (carrier := one.carrier) is not None:
+            if carrier is self._carrier:
+                with contextlib.suppress(nats.errors.Error, OSError, TimeoutError, AuthError):
+                    await carrier.heard(self._settings)
             carrier.forget(one.number)
 
     def send(self, parts: Iterable[bytes | memoryview]) -> None:
@@ -169,7 +171,7 @@ class Broker:
                 problem = error
                 if self._task is None:
                     raise  # at the start; a server that was there before may have forgotten its users
-            except (nats.errors.Error, OSError, TimeoutError) as error:
+            except Exception as error:  # where something else answers, nats-py raises all kinds
                 where = f"{access.hidden(server)}: " if len(self._servers) > 1 else ""
                 problem = self._away(f"{where}{_reason(error)}")
                 problem.__cause__ = error
@@ -186,23 +188,28 @@ class Broker:
         if no_echo:
             return carrier
         try:
-            for one in self._subscriptions:
-                await self._renew(carrier, one)
-            await carrier.heard(self._settings)
+            while missing := [one for one in self._subscriptions if one.carrier is not carrier]:
+                for one in missing:
+                    await self._renew(carrier, one)
+                await carrier.heard(self._settings)  # others may be made meanwhile
         except BaseException:
             await carrier.leave()
             raise
         return carrier
 
-    @staticmethod
-    async def _renew(carrier: Carrier, one: Subscription) -> None:
-        one.carrier = carrier
+    async def _renew(self, carrier: Carrier, one: Subscription) -> None:
         one.number = await carrier.subscribe_to(one.subject, one.queue, one.receive)
+        one.carrier = carrier
+        if one not in self._subscriptions:  # it was withdrawn meanwhile
+            carrier.unsubscribe_from(one.number)
+            carrier.forget(one.number)
 
     async def _keep(self, carrier: Carrier) -> None:
         """Announce each connection, watch it, and replace it when it is lost."""
+        loop = asyncio.get_running_loop()
         while True:
             self._carrier, self.problem = carrier, None
+            began_at = loop.time()
             self._sure.set()
             try:
                 if self.on_up is not None:
@@ -214,6 +221,8 @@ class Broker:
                 carrier.abort()  # else its closing waits for what nobody reads
                 await carrier.leave()
             self.problem = UnavailableError(f"the connection to NATS at {self.shown} was lost")
+            if loop.time() - began_at < SHORT_S:  # it lets us in, and not stay
+                await asyncio.sleep(random.uniform(LONGEST_WAIT_S / 2, LONGEST_WAIT_S))
             carrier = await self._connect_patiently()
 
     async def _watch(self, carrier: Carrier) -> None:
@@ -228,7 +237,7 @@ class Broker:
             late = asyncio.get_running_loop().call_later(DOUBT * self._settings.keepalive_s, self._sure.clear)
             try:
                 await carrier.rtt(self._settings.keepalive_s)  # type: ignore[arg-type]
-            except (nats.errors.Error, OSError, TimeoutError):
+            except Exception:  # whatever it is: a new connection is the way out
                 return
             finally:
                 late.cancel()

@@ -23,6 +23,7 @@ CLOSE_S: Final = 1.0
 HIGH_WATER_BYTES: Final = 256 * 1024  # unwritten: from here on what is to be sent waits in its sessions
 INBOX: Final = "_INBOX.dyn"
 NO_RESPONDERS: Final = b"NATS/1.0 503"
+ABOUT_A_CALL: Final = "permissions violation for publish"  # which then ends as one that is not answered
 REFUSALS: Final = ("authorization violation", "authentication", "nkey", "permissions violation")
 
 
@@ -113,7 +114,7 @@ class Carrier(Client):
         """Close it, in bounded time: with a full socket nats-py would wait for ever."""
         # For the end of what TLS replaced it waits for ever too.
         if not isinstance(why, ssl.SSLCertVerificationError):
-            with contextlib.suppress(TimeoutError, nats.errors.Error, OSError):
+            with contextlib.suppress(Exception):  # it is gone for us in any case
                 async with asyncio.timeout(CLOSE_S):
                     await self.close()
         self.abort()
@@ -141,13 +142,18 @@ class Carrier(Client):
         else:
             nobody = headers is not None and headers.startswith(NO_RESPONDERS)
             try:
-                receive(subject.decode(), reply.decode(), data, nobody)
+                names = subject.decode(), reply.decode()
+            except UnicodeDecodeError:  # none of ours are such
+                return
+            try:
+                receive(*names, data, nobody)
             except Exception as error:  # nats-py would read no more, and say nothing
                 about = {"message": f"a message to {subject!r} was not taken", "exception": error}
                 asyncio.get_running_loop().call_exception_handler(about)
 
     async def _told(self, error: Exception) -> None:
-        self._said = error
+        if ABOUT_A_CALL not in str(error).lower():
+            self._said = error
 
     async def _gone(self) -> None:
         self.lost.set()

@@ -13,6 +13,7 @@ from dynamo.adapters.request_plane.tcp.link import Call
 from dynamo.core.ports.request_plane import Accept
 from dynamo.core.wire.stream import Stream
 
+MAX_OPENING = 1024  # sessions that have not said who they are; one more costs the oldest its place
 CLOSE_S = 1.5  # for sessions to end by themselves when the server closes
 
 
@@ -28,6 +29,7 @@ class NatsServer(CarriedServer):
         self._accept = accept
         self._address = address
         self._links: set[SessionLink] = set()
+        self._opening: dict[SessionLink, None] = {}  # insertion order: the first is the oldest
         self._ended = asyncio.Event()
         self._closing = False
         self.withdraw: Callable[[], None] = _nothing  # called before callers are told to leave
@@ -44,9 +46,13 @@ class NatsServer(CarriedServer):
         """A caller opened a session."""
         self._links.add(link)
         link.connection.on_ready = lambda: self._ready(link)
+        self._opening[link] = None
+        if len(self._opening) > MAX_OPENING:
+            next(iter(self._opening)).finish()
 
     def ended(self, link: SessionLink) -> None:
         self._links.discard(link)
+        self._opening.pop(link, None)
         self._ended.set()
 
     def abort(self) -> None:
@@ -73,6 +79,7 @@ class NatsServer(CarriedServer):
         return self._links
 
     def _ready(self, link: SessionLink) -> None:
+        self._opening.pop(link, None)
         self._greeted(link)
         if self._closing:
             link.linger_s = 0  # its caller may not be able to reach us any more

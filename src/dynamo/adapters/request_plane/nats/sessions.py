@@ -93,6 +93,8 @@ class Sessions:
     ) -> SessionLink:
         def ended(link: SessionLink) -> None:
             del self._links[key]
+            if link.queued:
+                self._ready.remove(link)
             closed(link)
             self._idle.set()
 
