@@ -708,6 +708,60 @@ async def test_what_is_idempotent_gets_through() -> None:
         assert peer_of(world, bad).failures == 1
 
 
+async def test_an_item_whose_end_got_lost_is_not_the_answer_to_a_call_yet() -> None:
+    async with deployed() as world:
+        bad, good = await world.worker(), await world.worker()
+        broken(bad, "half an answer")
+        client = await world.ready_client()
+        for number in range(4):
+            assert (await client.call(number, idempotent=True))["from"] == good.id
+        assert bad.calls
+        with pytest.raises(StreamBrokenError) as caught:
+            await client.call(0, idempotent=False, instance=bad.id)
+        assert caught.value.received == 1
+
+
+async def test_ends_that_get_lost_again_and_again_are_told_after_three_attempts() -> None:
+    async with deployed() as world:
+        workers = [await world.worker() for _ in range(5)]
+        for worker in workers:
+            broken(worker, "half an answer")
+        client = await world.ready_client()
+        with pytest.raises(StreamBrokenError):
+            await client.call(0, idempotent=True)
+        assert Counter(len(worker.calls) for worker in workers) == {1: 3, 0: 2}
+
+
+async def test_an_answer_without_items_is_none_whatever_came_of_the_attempt_before() -> None:
+    async with deployed() as world:
+        worker = await world.worker()
+        broken(worker, "half an answer")
+        client = await world.ready_client()
+        calling = asyncio.create_task(client.call(0, idempotent=True))
+        await asyncio.wait_for(worker.came.wait(), BOUND_S)
+        worker.answer = reply()
+        with pytest.raises(CardinalityError, match="no response"):
+            await calling
+
+
+async def test_a_call_that_is_stopped_between_two_attempts_has_no_answer() -> None:
+    async with deployed() as world:
+        worker, context = await world.worker(silent), Context("c-1")
+        client = await world.ready_client()
+        calling = asyncio.create_task(client.call(0, idempotent=True, context=context))
+        await asyncio.wait_for(worker.came.wait(), BOUND_S)
+        await worker.leave()
+        await until(lambda: client._out.peers.count == 0)
+        (exchange,) = client._out.active
+        worker.calls[0].send(encode("half an answer"))
+        await until(lambda: exchange.answered)
+        worker.server.break_links()
+        await until(lambda: exchange.call is None)
+        context.stop_generating()
+        with pytest.raises(CardinalityError, match="no response"):
+            await calling
+
+
 async def test_the_caller_may_overrule_that_an_endpoint_is_idempotent() -> None:
     async with deployed() as world:
         workers = [await world.worker(idempotent=True) for _ in range(2)]

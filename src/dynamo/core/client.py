@@ -88,15 +88,21 @@ class Client:
         exchange = self._exchange(
             strategy, encode(request), True, timeout_s, idempotent, metadata, context, priority
         )
+        exchange.whole = True
+        payload = attempt = None
         try:
             exchange.begin()
-            payload = await exchange.next()
-            if payload is None:
+            while (item := await exchange.next()) is not None:
+                if attempt is exchange.request:
+                    raise CardinalityError(
+                        f"{self._endpoint} returned multiple responses; use client.stream()"
+                    )
+                payload, attempt = item, exchange.request  # what an earlier attempt brought had no end
+                call = exchange.call
+                if call is not None and call.ended and call.error is None:  # mostly it comes with the item
+                    break
+            if payload is None or attempt is not exchange.request:
                 raise self._no_item(exchange)
-            call = exchange.call
-            ended = call is not None and call.ended and call.error is None  # mostly it comes with the item
-            if not ended and await exchange.next() is not None:
-                raise CardinalityError(f"{self._endpoint} returned multiple responses; use client.stream()")
         finally:
             exchange.close()
         return decode(payload, buffers=buffers)

@@ -69,6 +69,7 @@ class Exchange:
         "timer",
         "trouble",
         "way",
+        "whole",
     )  # fmt: skip
 
     _link: int
@@ -79,7 +80,7 @@ class Exchange:
 
     def __init__(self, out: Outbound, request: Request, strategy: Strategy, idempotent: bool | None) -> None:
         self.out = out
-        self.request: Request | None = request  # kept until it can no longer be sent elsewhere
+        self.request: Request | None = request  # another for each attempt; kept until it can't be sent again
         self.request_id = request.request_id
         self.timeout_s = request.timeout_s
         self.strategy = strategy
@@ -93,6 +94,7 @@ class Exchange:
         self.error: Exception | None = None  # what it ended with
         self.input: Input | None = None  # of a duplex call
         self.resume: Resume | None = None
+        self.whole = False  # items reach the caller after the end only: until then it can be sent elsewhere
         self.patience: Patience | None = None
         self.broken: DynamoError | None = None  # decided on this side, about the present attempt alone
         self._heard = False  # something of the present attempt's response arrived
@@ -277,7 +279,7 @@ class Exchange:
         if not self.answered and out.telemetry is not None:
             out.telemetry.first_item(monotonic() - self.began_at)
         self.answered = True
-        if self.resume is None:
+        if self.resume is None and not self.whole:
             self.request = None
         self.alive()
 

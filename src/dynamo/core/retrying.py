@@ -52,7 +52,8 @@ def verdict(exchange: Exchange, error: DynamoError, received: int) -> Exception 
     if error.remote or exchange.stopped or request is None or (exchange.input and exchange.input.taken):
         return error
     now = out.loop.time()
-    if trouble is None or received:
+    begun = exchange.answered and not exchange.whole  # items reached the caller
+    if trouble is None or (received and begun):
         trouble = exchange.trouble = Trouble(now + out.instance_wait_s)
     payload = request.payload
     if error.retry is Retry.UNKNOWN:
@@ -60,7 +61,7 @@ def verdict(exchange: Exchange, error: DynamoError, received: int) -> Exception 
         trouble.give_up_at = now + out.instance_wait_s
         if trouble.may_have_run >= MAY_HAVE_RUN:
             return error
-        if exchange.answered:
+        if begun:
             if exchange.resume is None:
                 return error
             try:
