@@ -289,6 +289,15 @@ async def test_a_pure_client_takes_no_lease_and_no_address(backend: Backend) -> 
         assert runtime._hosting.present is None
 
 
+async def test_who_has_left_is_registered_no_more() -> None:
+    async with make_runtime() as runtime:
+        async with runtime.endpoint(PATH).serve(echo):
+            assert store(runtime).entries
+            store(runtime).outage(True)
+            asyncio.get_running_loop().call_later(0.05, store(runtime).outage, False)
+        assert not store(runtime).entries
+
+
 @pytest.mark.parametrize("away", [False, True])
 async def test_the_end_is_bounded_though_the_backend_is_away(
     away: bool, monkeypatch: pytest.MonkeyPatch

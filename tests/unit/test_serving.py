@@ -353,6 +353,31 @@ async def test_what_does_not_finish_in_time_is_cancelled() -> None:
         assert raised.value.retry is Retry.UNKNOWN
 
 
+async def test_what_a_cancelled_handler_does_at_its_end_is_waited_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tidied = asyncio.Event()
+
+    async def handler(request: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.02)
+            tidied.set()
+
+    async with make_runtime(graceful_shutdown_timeout_s=0.01) as runtime:
+        endpoint = runtime.endpoint(PATH)
+        client = await endpoint.client()
+        async with endpoint.serve(handler):
+            await bounded(client.wait_for_instances())
+            call = attempt(client, 1)
+            await until(lambda: runtime._hosting.served[PATH].calls)
+        assert tidied.is_set()
+        with pytest.raises(StreamBrokenError):
+            await bounded(call)
+    assert "run on" not in caplog.text
+
+
 async def test_a_handler_that_never_ends_does_not_hold_up_the_shutdown(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -148,6 +149,27 @@ async def test_a_listing_is_fed_as_differences() -> None:
         Put(instance=an_instance(2, address="tcp://h:2")),
         Put(instance=an_instance(3)),
     ]
+
+
+@pytest.mark.parametrize(
+    "feed, change",
+    [
+        (lambda watch: watch.reset(()), Snapshot(instances=())),
+        (lambda watch: watch.put(an_instance(2)), Put(instance=an_instance(2))),
+        (lambda watch: watch.remove(ENDPOINT, 1), removed(1)),
+        (lambda watch: watch.replace(()), removed(1)),
+        (lambda watch: watch.stale("away"), Stale(reason="away")),
+    ],
+    ids=["reset", "put", "remove", "replace", "stale"],
+)
+async def test_a_reader_that_waits_is_woken(feed: Callable[[ConflatingWatch], None], change: Change) -> None:
+    watch = ConflatingWatch()
+    watch.reset((an_instance(1),))
+    await watch.receive()
+    reading = asyncio.create_task(watch.receive())
+    await asyncio.sleep(0)
+    feed(watch)
+    assert await asyncio.wait_for(reading, 5) == change
 
 
 async def test_instances_that_come_and_go_unseen_cost_no_memory() -> None:
