@@ -230,6 +230,22 @@ async def test_garbage_is_reported_once_and_foreign_things_not_at_all(
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("content", [b"[" * 4096, b"7", b'{"incarnation": 7}', b"\xff"])
+@pytest.mark.parametrize("url", [local, shared])
+async def test_a_lease_file_that_says_nothing_of_use_harms_nobody(
+    root: Path, url: Callable[[Path], str], content: bytes
+) -> None:
+    (root / "leases").mkdir(parents=True)
+    with (root / "leases" / "9").open("wb") as foreign:
+        foreign.write(content)
+        foreign.flush()
+        fcntl.flock(foreign, fcntl.LOCK_EX)  # whoever wrote it is alive
+        async with opened(url(root)) as client, lease_for(client, ONE) as lease:
+            await lease.put(ONE)
+            async with asyncio.timeout(5):
+                assert await live_now(client) == by_key(ONE)
+
+
 async def test_leftovers_of_a_lost_lease_go_when_the_next_one_does_not_renew_them(root: Path) -> None:
     both = by_key(ONE, an_instance(1, OTHER))
     async with opened(local(root)) as client:
@@ -762,6 +778,38 @@ def test_a_root_that_this_user_may_not_write_is_a_config_error_and_can_still_be_
     assert f"(DYN_FILE_KV={owners_root})" in said[2]
     assert said[3].startswith("ConfigError cannot make")
     assert f"(DYN_FILE_KV={owners_root}/new/below)" in said[3]
+
+
+def test_a_folder_whose_files_this_user_may_not_look_at_hides_no_other(owners_root: Path) -> None:
+    script = """
+        import asyncio, os, sys
+        from dynamo.adapters.discovery.file import open_file
+        from dynamo.core.config import Settings
+        from dynamo.testing.discovery import an_instance, lease_for, live_now
+
+        async def main(root):
+            async with open_file(f"file://{root}?events=0", Settings.from_env({})) as discovery:
+                async with lease_for(discovery, an_instance(7)) as lease:
+                    await lease.put(an_instance(7))
+                    foreign = root + "/services/foreign/worker/generate"
+                    os.makedirs(foreign)
+                    os.mknod(foreign + "/9.json")
+                    os.chmod(foreign, 0o644)  # may be listed, not entered
+                    if os.geteuid() == 0:
+                        os.setuid(12345)
+                    async with asyncio.timeout(5):
+                        print("sees", sorted(key[1] for key in await live_now(discovery)))
+
+        asyncio.run(main(sys.argv[1]))
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(owners_root)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert result.stdout == "sees [7]\n", result.stderr
+    assert result.stderr.count("passed over: [Errno 13]") == 1, result.stderr
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import json
 import os
 import socket
 
+UNREADABLE = (ValueError, TypeError, KeyError, RecursionError)  # whatever lies there
+
 
 def content_of(incarnation: int, beat: int = 0) -> bytes:
     """JSON on one line."""
@@ -18,7 +20,7 @@ def incarnation_of(content: bytes) -> int | None:
     """None while the file is being written, or where it is none of ours."""
     try:
         return int(json.loads(content)["incarnation"], 16)
-    except (ValueError, TypeError, KeyError):
+    except UNREADABLE:
         return None
 
 
@@ -27,5 +29,5 @@ def holder_of(content: bytes) -> str:
     try:
         said = json.loads(content)
         return f"process {said['pid']} on {said['host']}"
-    except (ValueError, TypeError, KeyError):
+    except UNREADABLE:
         return "another process"

@@ -98,26 +98,26 @@ class _Scan:
                     return  # somebody's file or link
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
             folder, fresh = self._folder(path, status.st_mtime_ns, len(names) == 3)
+            self.folders[path] = folder
+            for name in folder.names:
+                below = f"{path}{os.sep}{name}"
+                if len(names) < 3:
+                    self.walk(below, (*names, name))
+                elif fresh or self._whole or below not in self._before_files:
+                    self._file(below, (*names, name))
+                else:
+                    self.files[below] = self._before_files[below]
         except FileNotFoundError:
             if names:
                 return  # gone since its parent was listed
             raise
-        except PermissionError as error:
+        except PermissionError as error:  # a folder that we may list and not enter is noticed at its files
             if not names:
                 raise
-            if path not in self._before_folders:
+            before = self._before_folders.get(path)
+            if before is None or before.state is not None:
                 log.warning("passed over: %s", error)
             self.folders[path] = _Folder(None, self._now, self._now, ())
-            return
-        self.folders[path] = folder
-        for name in folder.names:
-            below = f"{path}{os.sep}{name}"
-            if len(names) < 3:
-                self.walk(below, (*names, name))
-            elif fresh or self._whole or below not in self._before_files:
-                self._file(below, (*names, name))
-            else:
-                self.files[below] = self._before_files[below]
 
     def _folder(self, path: str, modified: int, leaf: bool) -> tuple[_Folder, bool]:
         """The folder as it is now, and whether it was listed again."""
