@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed")
 
-from dynamo.adapters.discovery.kubernetes import access, errors, open_kubernetes
+from dynamo.adapters.discovery.kubernetes import access, errors, feed, open_kubernetes
 from dynamo.core.config import Settings
 from dynamo.core.errors import UnavailableError
 from dynamo.testing.discovery import by_key
@@ -177,8 +177,9 @@ async def test_what_is_no_listing_is_not_taken_for_an_empty_one(fake: FakeKubern
 
 
 async def test_a_right_that_is_taken_away_is_logged_once_each_time(
-    fake: FakeKubernetes, caplog: pytest.LogCaptureFixture
+    fake: FakeKubernetes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(feed, "LONGEST_DELAY_S", 0.1)
     async with watched(fake) as follower:
         for times in (1, 2):
             fake.asked.clear()

@@ -101,7 +101,7 @@ async def test_a_proxy_that_we_cannot_use_is_told(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("https_proxy", "proxy:3128")  # as curl and Go take it
     assert (await credentials.load(config(tmp_path))).configuration.proxy == "http://proxy:3128"
     with pytest.raises(ConfigError, match=r"cannot be used: .*'socks5://proxy:1080'"):
-        await credentials.load(config(tmp_path, cluster={"proxy-url": "socks5://proxy:1080"}))
+        await credentials.load(config(tmp_path, cluster={"proxy-url": "socks5://me:secret@proxy:1080"}))
 
 
 async def test_a_token_of_two_lines_is_told(tmp_path: Path) -> None:

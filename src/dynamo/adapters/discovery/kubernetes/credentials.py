@@ -7,6 +7,7 @@ that such a program gave any, which is merely logged there.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address, ip_network
@@ -68,7 +69,8 @@ def _checked(url: str, what: str) -> str:
     except ValueError:
         good = False
     if not good:
-        raise ValueError(f"its {what} {url!r} is no http:// or https:// address")
+        shown = re.sub("//[^/]*@", "//", url)  # without a password
+        raise ValueError(f"its {what} {shown!r} is no http:// or https:// address")
     return url
 
 
