@@ -135,6 +135,25 @@ async def test_a_request_plane_that_is_away_is_waited_for_in_its_own_words(slow:
     assert "request_plane=tcp, which needs no server" in str(raised.value)
 
 
+async def test_nobody_is_told_to_start_a_server_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = UnavailableError(
+        "cannot make /shared/dynamo: Stale file handle; mend it, or give another directory"
+    )
+
+    @asynccontextmanager
+    async def open_file(url: str, settings: Settings) -> AsyncIterator[Any]:
+        raise away
+        yield
+
+    monkeypatch.setattr(registry.discovery, "_factories", {"file": open_file})
+    async with make_runtime(discovery="file", startup_timeout_s=0.1) as runtime:
+        with pytest.raises(UnavailableError) as refused:
+            await runtime.endpoint(PATH).client()
+    assert (
+        str(refused.value) == f"{away}, after 0.1 s (startup_timeout_s); or set discovery_backend to another"
+    )
+
+
 async def test_a_probe_by_an_adapter_that_still_opens_waits_for_it(slow: Slow) -> None:
     async with make_runtime() as runtime:
         await runtime.endpoint(PATH).client()

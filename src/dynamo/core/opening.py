@@ -27,6 +27,7 @@ logger = logging.getLogger("dynamo.runtime")
 T = TypeVar("T")
 P = TypeVar("P")
 
+NEED_NO_SERVER = ("mem", "file", "static")
 SERVERLESS = "mem (one process), file (one host) or static (fixed addresses)"
 LOOPBACK = "127.0.0.1"
 CLOSE_S = 5.0  # for each adapter
@@ -171,6 +172,8 @@ class Adapters:
                 return Wait(what=f"{url} ({variable})", trouble=plane.trouble, way_out=way_out)
             variable, url = settings.source("discovery_backend"), without_password(settings.discovery_backend)
             way_out = f"start it, or set {variable} to one that needs no server: {SERVERLESS}"
+            if scheme_of(settings.discovery_backend) in NEED_NO_SERVER:
+                way_out = f"or set {variable} to another"
             return Wait(
                 what=f"discovery {url} ({variable})", trouble=self.trouble or trouble(), way_out=way_out
             )
