@@ -24,7 +24,7 @@ from dynamo.core.model import Phase
 from dynamo.core.ports.discovery import Lease
 from dynamo.testing.discovery import lease_for
 from integration.fake_kubernetes import RECORDS, FakeKubernetes
-from integration.fake_kubernetes_answers import reset, status
+from integration.fake_kubernetes_answers import reset, status, text
 from integration.kubernetes_faults import BOUND_S, ONE, patience
 
 pytestmark = [pytest.mark.anyio]
@@ -82,6 +82,18 @@ async def test_a_registration_whose_answer_was_lost_goes_when_its_worker_leaves(
         with pytest.raises(UnavailableError):
             await lease.put(ONE)
         assert record(fake)
+
+
+@pytest.mark.parametrize("said", ["{}", '{"metadata": {}}', '{"metadata": null}', "[]", "<html>"])
+async def test_what_is_no_object_is_not_taken_for_a_registration(fake: FakeKubernetes, said: str) -> None:
+    async with leased(fake) as lease:
+        fake.answer(f"apply {RECORDS}", text(said))
+        with pytest.raises(UnavailableError, match="is no Kubernetes API server"):
+            await lease.put(ONE)
+        await lease.put(ONE)
+        fake.answer(f"apply {RECORDS}", text(said))
+        fake.remove(RECORDS, NAME)
+        await until_recorded(fake)
 
 
 async def test_leaving_is_tried_again_while_there_is_time(fake: FakeKubernetes) -> None:

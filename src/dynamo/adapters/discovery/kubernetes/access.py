@@ -99,7 +99,11 @@ class Access:
         RefusedError 409: another manager says something else, or it is another object than ``body`` means.
         """
         query = [("fieldManager", manager), ("force", "true" if force else "false")]
-        return await self._call("PATCH", "patch", RECORDS, name, query, body, APPLY)
+        answer = await self._call("PATCH", "patch", RECORDS, name, query, body, APPLY)
+        metadata = answer.get("metadata")
+        if not isinstance(metadata, dict) or not metadata.get("uid"):
+            raise self._stranger()
+        return answer
 
     async def merge(self, name: str, body: Object) -> Object:
         """Change some fields of a record."""
