@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import struct
+import weakref
 
 import pytest
 from hypothesis import given
@@ -126,6 +128,23 @@ def test_a_call_that_was_not_taken_is_safe_to_send_elsewhere_unless_it_was_answe
     assert call.error is not None
     assert call.error.retry is (Retry.UNKNOWN if answered else Retry.SAFE)
     assert not first.ended
+
+
+def test_calls_that_were_killed_before_they_were_written_are_let_go() -> None:
+    """Of a peer that takes nothing: each else holds its request until the connection is given up."""
+    dialer, listener, taken = meet()
+    requests = weakref.WeakSet[Request]()
+    dialer.open(Request(endpoint="a.b.c", request_id="kept"))
+    for number in range(1000):
+        request = Request(endpoint="a.b.c", request_id=f"{number}", payload=bytes(100_000))
+        requests.add(request)
+        dialer.open(request).kill()
+        del request
+    gc.collect()
+    assert len(requests) < 200
+    dialer.open(Request(endpoint="a.b.c", request_id="last"))
+    pump(dialer, listener)
+    assert [call.request.request_id for call in taken] == ["kept", "last"]
 
 
 def test_nothing_is_sent_before_the_worker_has_said_what_it_takes() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from dynamo.core import errors
@@ -21,6 +24,8 @@ from dynamo.core.errors import (
     UnknownEndpointError,
     WireError,
 )
+from dynamo.core.ports.request_plane import Request
+from dynamo.core.wire.budget import ReceiveBudget
 from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.faults import CLASSES, MAX_TEXT, decode_error, encode_error
 from dynamo.core.wire.frames import END, ERROR, F_END, ITEM, ITEM_COST, KILL, OPEN, STOP
@@ -232,6 +237,24 @@ def test_a_call_killed_before_it_was_written_is_never_sent() -> None:
     second.kill()
     assert [(kind, stream) for kind, _, stream, _ in output(pair.dialer)] == [(OPEN, third.id)]
     assert pair.dialer.open_streams == 1
+
+
+def test_calls_that_were_killed_before_they_were_written_are_let_go() -> None:
+    """Of a peer that takes nothing: each else holds its request until the connection is given up."""
+    dialer = Connection(Options(), ReceiveBudget(2**28), dialer=True)
+    kept = dialer.open(Request(endpoint="a.b.c", request_id="kept", payload=bytes(100_000)))
+    requests = weakref.WeakSet[Request]()
+    for number in range(1000):
+        request = Request(endpoint="a.b.c", request_id=f"{number}", payload=bytes(100_000))
+        requests.add(request)
+        dialer.open(request).kill()
+        del request
+    gc.collect()
+    assert len(requests) < 200
+    last = dialer.open(Request(endpoint="a.b.c", request_id="last"))
+    assert [kind for kind, *_ in output(dialer)].count(OPEN) >= 1
+    assert not kept.ended
+    assert not last.ended
 
 
 @pytest.mark.parametrize("stop", [False, True])

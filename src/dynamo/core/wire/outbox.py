@@ -17,6 +17,7 @@ CONGESTED_BYTES = 256 * 1024  # from here on items wait in their streams, whose 
 EAGER_PARTS = 16  # headers and payloads; so many are not left to the end of the driver's tick
 QUICK_BYTES = 2 * 1024  # appended between two looks at whether there is too much, or enough to take
 JOIN_BYTES = 64 * 1024  # in all: cheaper copied together than written one by one
+MAX_OVER = 64  # streams that wait for their turn and need it no more
 MAX_CONTROL_BYTES = 1024 * 1024  # more answers than this wait unread: the peer only makes us work
 
 
@@ -37,6 +38,7 @@ class Outbox:
 
     __slots__ = (
         "_granted",
+        "_over",
         "busy",
         "control",
         "control_size",
@@ -61,6 +63,7 @@ class Outbox:
         self.frames: list[Buffer] = []
         self.size = 0  # bytes in frames
         self.busy: deque[Sending] = deque()  # each with something that may be sent
+        self._over = 0  # of busy, what has ended
         self.room = 0  # bytes of items that may be appended to frames with no more ado
         self._granted = 0  # what ``room`` was
         self.takes = 0  # counts take(): tells what was handed out from what was not
@@ -140,6 +143,15 @@ class Outbox:
         if not self.scheduled:
             self.wake()
 
+    def ended(self) -> None:
+        """A stream in ``busy`` is over. Many are let go before their turn: a frozen peer's may never come."""
+        self._over += 1
+        if self._over > MAX_OVER and 2 * self._over > len(self.busy):
+            alive = [stream for stream in self.busy if not stream.over]
+            self.busy.clear()
+            self.busy.extend(alive)
+            self._over = 0
+
     def take(self, max_bytes: int) -> list[Buffer]:
         """What to write now: all but fragments, then fragments up to ``max_bytes``, at least one."""
         self.takes += 1
@@ -167,6 +179,8 @@ class Outbox:
             while busy and (first or room > 0):
                 stream = busy.popleft()
                 size = stream._emit(taken)
+                if stream.over:
+                    self._over -= 1
                 if stream._pending and not stream._blocked:
                     busy.append(stream)
                 else:

@@ -162,6 +162,8 @@ class Stream(Receiving):
         if self._pending:
             self._pending.clear()
         self._view = self._assembly = self._head = None
+        if self._busy:
+            self._out.ended()
         if self._needed:
             self._forget()
         if self._reserved or self._extra:

@@ -262,8 +262,8 @@ class Http2Connection:
             waiting.pop(call, None)
         else:
             self.calls.pop(call.id, None)
-            self.outbox.forget(call)
             self.held -= call.held
+        self.outbox.forget(call)
         if self.on_idle is not None and not self.calls and not waiting:
             self.on_idle()
         if waiting:

@@ -23,6 +23,7 @@ from dynamo.adapters.request_plane.http2.stream import Http2Call
 from dynamo.core.ports.request_plane import Payload
 
 EAGER_CALLS = 16  # with something to send; so many are not left to the end of the driver's tick
+MAX_OVER = 64  # calls that wait for their turn and need it no more
 GIVE_BYTES = 2**24  # of the connection's window, which holds nobody up: given back in large pieces
 
 
@@ -53,6 +54,7 @@ class Outbox:
         self._frames: list[Payload] = []
         self._busy: deque[Http2Call] = deque()
         self._blocked: dict[Http2Call, None] = {}  # by the connection's window
+        self._over = 0  # of the busy ones, what has ended
         self._woken = False
         self._eager = EAGER_CALLS
 
@@ -103,8 +105,15 @@ class Outbox:
             self.brings(call, 0)
 
     def forget(self, call: Http2Call) -> None:
-        """It is over."""
+        """It is over. Many are let go before their turn: a frozen peer's may never come."""
         self._blocked.pop(call, None)
+        if call.busy:
+            self._over += 1
+            if self._over > MAX_OVER and 2 * self._over > len(self._busy):
+                alive = [other for other in self._busy if not other.over]
+                self._busy.clear()
+                self._busy.extend(alive)
+                self._over = 0
 
     def clear(self) -> None:
         """Nothing of this will be sent."""
@@ -134,7 +143,9 @@ class Outbox:
                 else:
                     break
                 call.busy = False
-                if not call.over:
+                if call.over:
+                    self._over -= 1
+                else:
                     taken += self.emit(call)
         self._eager = EAGER_CALLS
         if not frames:
