@@ -14,6 +14,7 @@ import trustme
 
 from dynamo.adapters.request_plane.nats import open_nats
 from dynamo.adapters.request_plane.nats.carrier import Carrier
+from dynamo.cli.reaching import backends
 from dynamo.core.config import Settings
 from dynamo.core.distributed import DistributedRuntime
 from dynamo.core.errors import (
@@ -100,6 +101,19 @@ async def test_a_start_without_a_server_says_once_where_and_what_to_do(
     assert str(refused.value) == f"{away}, after 0.8 s (startup_timeout_s); {what_to_do}"
     (waiting,) = (record.message for record in caplog.records if "waiting for" in record.message)
     assert waiting.endswith(f": {away}; {what_to_do}")
+
+
+async def test_the_doctor_says_what_to_do_without_a_server() -> None:
+    environ = {
+        "NATS_SERVER": "nats://127.0.0.1:1",
+        "DYN_REQUEST_PLANE": "nats",
+        "DYN_DISCOVERY_BACKEND": "mem",
+    }
+    findings = {one.topic: one for one in await backends(Settings.from_env(environ), 5.0)}
+    found = findings["request plane"]
+    assert found.level == "wrong"
+    assert "no NATS server at nats://127.0.0.1:1 (NATS_SERVER): Connection refused" in found.text
+    assert found.remedy == "start it, or set DYN_REQUEST_PLANE=tcp, which needs no server"
 
 
 @pytest.mark.parametrize("value", [",", "http://h", "nats://h:99999", "nats://h/path"])

@@ -148,7 +148,7 @@ async def _trouble(one: Instance, planes: Planes, timeout_s: float) -> str | Non
 
 async def _request_plane(settings: Settings, timeout_s: float) -> list[Finding]:
     url, variable = without_password(settings.request_plane), settings.source("request_plane")
-    topic = "request plane"
+    topic, change = "request plane", f"start it, or set {variable}=tcp, which needs no server"
     try:
         async with (
             asyncio.timeout(timeout_s),
@@ -158,12 +158,9 @@ async def _request_plane(settings: Settings, timeout_s: float) -> list[Finding]:
             return [Finding(topic=topic, level="ok", text=f"{url} opens and dials {schemes}")]
     except TimeoutError:
         text = f"{url} ({variable}) did not open in {timeout_s:g} s"
-        return [
-            Finding(
-                topic=topic, level="wrong", text=text, remedy=f"set {variable}=tcp, which needs no server"
-            )
-        ]
+        return [Finding(topic=topic, level="wrong", text=text, remedy=change)]
     except DynamoError as error:
         if scheme_of(url) not in registry.request_plane.schemes():
             return []  # the adapters' findings have it
-        return [Finding(topic=topic, level="wrong", text=f"{url} ({variable}): {error}")]
+        remedy = change if isinstance(error, UnavailableError) else ""
+        return [Finding(topic=topic, level="wrong", text=f"{url} ({variable}): {error}", remedy=remedy)]
