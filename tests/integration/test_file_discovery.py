@@ -246,6 +246,35 @@ async def test_a_lease_file_that_says_nothing_of_use_harms_nobody(
                 assert await live_now(client) == by_key(ONE)
 
 
+async def test_a_place_that_is_taken_by_something_else_is_named(root: Path) -> None:
+    folder = root / "services" / "contract" / "worker"
+    (folder / "generate" / "1.json").mkdir(parents=True)
+    (root / "elsewhere").mkdir()
+    (folder / OTHER.name).symlink_to(root / "elsewhere")  # watches would pass it over
+    async with opened(local(root)) as client, lease_for(client, ONE) as lease:
+        with pytest.raises(UnavailableError, match=r"cannot write .*/generate/1\.json: Is a directory"):
+            await lease.put(ONE)
+        with pytest.raises(UnavailableError, match=rf"cannot write .*/worker/{OTHER.name}: Not a directory"):
+            await lease.put(an_instance(1, OTHER))
+        assert list((root / "elsewhere").iterdir()) == []
+        (folder / "generate" / "1.json").rmdir()
+        (folder / OTHER.name).unlink()
+        await lease.put(ONE)
+        await lease.put(an_instance(1, OTHER))
+        assert await live_now(client) == by_key(ONE, an_instance(1, OTHER))
+
+
+async def test_removing_thousands_of_dead_owners_holds_up_nobody(root: Path) -> None:
+    leases = root / "leases"
+    leases.mkdir(parents=True)
+    for number in range(2, 6000):
+        (leases / f"{number:x}").touch()
+    async with opened(local(root)) as client, lease_for(client, ONE) as lease, following(client):
+        while len(os.listdir(leases)) > 5500:
+            await lease.put(ONE)  # raises if it is not answered in 5 s
+            await asyncio.sleep(0.01)
+
+
 async def test_leftovers_of_a_lost_lease_go_when_the_next_one_does_not_renew_them(root: Path) -> None:
     both = by_key(ONE, an_instance(1, OTHER))
     async with opened(local(root)) as client:

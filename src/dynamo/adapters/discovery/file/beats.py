@@ -183,6 +183,7 @@ class BeatingLeases:
         pulse = self._look(instance_id, now)
         if pulse is None or now - pulse.since >= self.ttl_s:
             self.records.remove_all(instance_id)
-            self.layout.remove_temporaries(instance_id)
+            if instance_id in self.unfinished:
+                self.layout.remove_temporaries(instance_id)
             unlink(self.layout.lease(instance_id))
             self._pulses.pop(instance_id, None)

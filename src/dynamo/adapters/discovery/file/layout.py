@@ -74,7 +74,8 @@ class Layout:
             return error
         if not isinstance(error, OSError):
             return UnavailableError(f"cannot {doing} {self.root} ({self.source}): {error}")
-        path = error.filename if isinstance(error.filename, str) else str(self.root)
+        names = (error.filename2, error.filename)  # of a renaming the new one, which we mean
+        path = next((os.fspath(name) for name in names if isinstance(name, str | Path)), str(self.root))
         text = f"cannot {doing} {path}: {error.strerror or error} ({self.source}={self.root})"
         if error.errno in NO_LOCKS:
             return ConfigError(
@@ -113,6 +114,7 @@ class Layout:
 
     def write(self, path: Path, data: bytes, instance_id: int, incarnation: int) -> Signature:
         """Put ``data`` at ``path`` in one step. Raises OSError; then nothing has changed."""
+        self._check_folders(path)
         temporary, attempts = self.temporary(instance_id, incarnation), 0
         while True:
             try:
@@ -126,6 +128,16 @@ class Layout:
                 if not isinstance(error, FileNotFoundError) or attempts == ATTEMPTS:
                     unlink(temporary)
                     raise
+
+    def _check_folders(self, path: Path) -> None:
+        """See that no link leads out of the root, where nobody would look. Raises OSError."""
+        for below in reversed(path.relative_to(self.root).parents[:-1]):
+            folder = self.root / below
+            try:
+                if not stat.S_ISDIR(os.lstat(folder).st_mode):
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+            except FileNotFoundError:
+                return
 
     def _write(self, temporary: Path, data: bytes) -> Signature:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)

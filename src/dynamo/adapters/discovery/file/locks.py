@@ -240,7 +240,8 @@ class LockedLeases:
         if descriptor is not None:
             try:
                 self.records.remove_all(instance_id)
-                self.layout.remove_temporaries(instance_id)
+                if instance_id in self.unfinished:
+                    self.layout.remove_temporaries(instance_id)
                 unlink(self.layout.lease(instance_id))
             finally:
                 close(descriptor)

@@ -68,9 +68,10 @@ class Records:
 
     def remove_all(self, instance_id: int, keep: Container[EndpointId] = ()) -> None:
         """Remove the registrations of an id, as of the last scan, and folders left empty. Raises OSError."""
-        for path in [path for path in self._files if os.path.basename(path) == f"{instance_id:x}.json"]:
-            namespace, component, name = Path(path).parts[-4:-1]
-            if EndpointId(namespace=namespace, component=component, name=name) in keep:
+        name = f"{os.sep}{instance_id:x}.json"
+        for path in [path for path in self._files if path.endswith(name)]:
+            namespace, component, endpoint = Path(path).parts[-4:-1]
+            if EndpointId(namespace=namespace, component=component, name=endpoint) in keep:
                 continue
             try:
                 os.unlink(path)

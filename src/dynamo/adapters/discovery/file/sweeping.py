@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from dynamo.adapters.discovery.file.keeping import Leases
@@ -17,6 +18,7 @@ from dynamo.core.model import Instance, InstanceKey, Scope
 from dynamo.core.watching import ConflatingWatch
 
 WHOLE_S = 5.0  # between sweeps that trust no modification time
+REAP_S = 0.2  # of a sweep, to clean up after the dead; the next sweep goes on
 RESTORE_S = 1.5  # owners put everything back within a second after the root was deleted
 
 log = logging.getLogger(__name__)
@@ -137,7 +139,10 @@ class Sweeper:
         unowned = (self._records.ids() | self._leases.unfinished) - self._leases.present
         self._orphans = {key: self._orphans.get(key, now) for key in unowned}
         late = {key for key, since in self._orphans.items() if now - since > self._orphan_s}
+        until = time.monotonic() + REAP_S
         for instance_id in self._leases.dead | late:
+            if time.monotonic() > until:
+                break
             try:
                 self._leases.reap(instance_id)
             except OSError as error:  # a reader who may not write leaves it to others
