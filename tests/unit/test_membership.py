@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import attrs
 import pytest
 
 from dynamo.adapters.discovery.mem import MemDiscovery
@@ -214,6 +215,15 @@ async def test_a_watch_that_raises_is_an_outage_and_begun_again(caplog: pytest.L
         assert membership.stale is None
         assert "watching demo.backend.generate failed, trying again" in caplog.text
         await membership.aclose()
+
+
+async def test_who_drains_and_who_was_put_aside_is_said() -> None:
+    async with deployed() as world, followed(world) as membership:
+        workers = [await world.worker() for _ in range(3)]
+        await membership.wait_for(lambda membership: len(membership.ready()) == 3, BOUND_S)
+        membership.apply(Put(instance=attrs.evolve(workers[0].instance, phase=Phase.DRAINING)))
+        membership.peers.set_aside(membership.peers.by_id[workers[1].id])
+        assert membership.describe() == "discovery 'mem' lists 2, 1 draining, 1 put aside after failures"
 
 
 async def test_others_names_what_else_is_registered_the_most_similar_first() -> None:

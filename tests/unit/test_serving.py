@@ -201,6 +201,19 @@ async def test_a_stop_that_comes_with_the_request_is_seen_from_the_start() -> No
         assert decode(payload) == [True, False]
 
 
+async def test_a_worker_keeps_the_deadline_of_a_caller_that_does_not() -> None:
+    gate = Gate()
+    async with serving(gate, max_inflight=1, queue=1) as client:
+        running = start_call(client, "running", timeout_s=0.3)
+        await until(lambda: gate.entered)
+        waiting = start_call(client, "waiting", timeout_s=0.01)
+        for call, place in ((waiting, "in the queue of"), (running, "in the handler of")):
+            await bounded(call.wait())
+            assert isinstance(call.error, DeadlineError)
+            assert f"passed {place} {PATH}" in str(call.error)
+    assert gate.entered == ["running"]
+
+
 async def test_a_call_that_arrives_past_its_deadline_never_starts() -> None:
     gate = Gate()
     async with serving(gate) as client:
