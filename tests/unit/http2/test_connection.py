@@ -6,6 +6,7 @@ import gc
 import math
 import struct
 import weakref
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from dynamo.adapters.request_plane.http2.connection import Http2Connection
 from dynamo.adapters.request_plane.http2.frames import ALL_STREAMS, PREFACE, frame, goaway_frame
 from dynamo.adapters.request_plane.http2.headers import read_limit
 from dynamo.adapters.request_plane.http2.stream import Http2Call
-from dynamo.core.errors import DrainingError, Retry
+from dynamo.core.errors import DrainingError, EncodeError, Retry
 from dynamo.core.ports.request_plane import Request
 from dynamo.core.wire.budget import ReceiveBudget
 from dynamo.core.wire.opening import Options
@@ -145,6 +146,16 @@ def test_calls_that_were_killed_before_they_were_written_are_let_go() -> None:
     dialer.open(Request(endpoint="a.b.c", request_id="last"))
     pump(dialer, listener)
     assert [call.request.request_id for call in taken] == ["kept", "last"]
+
+
+@pytest.mark.parametrize(
+    "what", [{"metadata": {"a": "\ud800"}}, {"metadata": {"a": 5}}, {"request_id": "\ud800"}]
+)
+def test_what_is_no_text_cannot_be_sent(what: dict[str, Any]) -> None:
+    dialer, _, _ = meet()
+    with pytest.raises(EncodeError, match="metadata of the call cannot be sent"):
+        dialer.open(Request(**{"endpoint": "a.b.c", "request_id": "r"} | what))
+    assert (dialer.open_streams, dialer.budget.used) == (0, 0)
 
 
 def test_nothing_is_sent_before_the_worker_has_said_what_it_takes() -> None:

@@ -15,6 +15,7 @@ from dynamo.adapters.request_plane.http2 import floods
 from dynamo.adapters.request_plane.http2.connection import Http2Connection
 from dynamo.adapters.request_plane.http2.frames import PREFACE
 from dynamo.adapters.request_plane.http2.stream import Http2Call
+from dynamo.core.errors import EncodeError
 from dynamo.core.ports.request_plane import Request
 from dynamo.core.wire.budget import ReceiveBudget
 from dynamo.core.wire.opening import Options
@@ -128,6 +129,20 @@ def test_a_body_that_is_too_large_reaches_no_handler_even_if_it_ends_at_once() -
     feed(side, frame(DATA, 0, 1, b"{") + frame(DATA, 0, 1, b"}"))
     assert b'"status": 413' in output(side)
     assert not taken
+
+
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("depth", [0, 600])
+def test_an_item_that_no_json_can_tell_is_an_error_and_the_call_ends(end: bool, depth: int) -> None:
+    item = b"\x91" * depth + b"\x81\x92\x01\x02\x03"  # [[...{(1, 2): 3}...]]
+    side, taken = opened()
+    feed(side, frame(HEADERS, END_HEADERS, 1, request()) + frame(DATA, END_STREAM, 1, b"{}"))
+    (call,) = taken
+    with pytest.raises(EncodeError, match="cannot be told in JSON") as failed:
+        call.send(item, end=end)
+    call.fail(failed.value)
+    assert b'"status": 500' in output(side)
+    assert side.open_streams == 0
 
 
 def test_who_is_refused_is_told_after_its_short_body() -> None:

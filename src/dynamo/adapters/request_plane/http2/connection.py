@@ -147,7 +147,7 @@ class Http2Connection:
         return self.outbox.take(limit)
 
     def open(self, request: Request) -> Http2Call:
-        """A call on this connection. Raises TooLargeError."""
+        """A call on this connection. Raises TooLargeError, EncodeError."""
         options = self.options
         payload = request.payload
         size = 0

@@ -21,7 +21,7 @@ from dynamo.adapters.request_plane.http2.fields import (
     literal,
 )
 from dynamo.adapters.request_plane.http2.settings import MAX_LIST_BYTES
-from dynamo.core.errors import BadPayloadError, DynamoError, Retry, TooLargeError, WireError
+from dynamo.core.errors import BadPayloadError, DynamoError, EncodeError, Retry, TooLargeError, WireError
 from dynamo.core.ports.request_plane import Request
 from dynamo.core.wire.faults import decode_error, encode_error
 from dynamo.core.wire.frames import Malformed
@@ -79,7 +79,13 @@ class Openings:
         self._known: dict[tuple[str, bool, bool], Recurring] = {}
 
     def of(self, request: Request, most: float) -> Opening:
-        """Raises TooLargeError for what is over ``most``, the peer's limit, or ours."""
+        """Raises TooLargeError for what is over ``most``, the peer's limit, or ours, and EncodeError."""
+        try:
+            return self._opening(request, most)
+        except (TypeError, UnicodeError) as error:
+            raise EncodeError(f"the metadata of the call cannot be sent: {error}") from error
+
+    def _opening(self, request: Request, most: float) -> Opening:
         key = request.endpoint, request.payload is None, request.end
         recurring = self._known.get(key)
         if recurring is None:

@@ -13,7 +13,7 @@ from dynamo.adapters.request_plane.http2.fields import FieldEncoder, Fields
 from dynamo.adapters.request_plane.http2.headers import EVENTS
 from dynamo.adapters.request_plane.http2.statuses import MethodError, status_of
 from dynamo.adapters.request_plane.http2.stream import Http2Call
-from dynamo.core.errors import BadPayloadError, DynamoError, OverloadedError, Retry
+from dynamo.core.errors import BadPayloadError, DynamoError, EncodeError, OverloadedError, Retry
 from dynamo.core.ports.request_plane import Payload, Request
 from dynamo.core.wire.sending import too_large
 
@@ -43,8 +43,9 @@ class JsonCall(Http2Call):
         self._item_sent = False
 
     def put(self, payload: Payload, size: int, flags: int) -> None:
+        text = as_json(payload)
         self._item_sent = True
-        self._write(as_json(payload))
+        self._write(text)
 
     def _write(self, text: bytes, kind: bytes = b"") -> None:
         self._tell(kind + b"data: " + text + b"\n\n" if self._events else text + b"\n")
@@ -137,13 +138,15 @@ def problem_of(error: DynamoError) -> dict[str, Any]:
 
 
 def as_json(payload: Payload) -> bytes:
-    """An item as one line of JSON; what JSON has no word for, as base64 or as text."""
+    """An item as one line of JSON; what JSON has no word for, as base64 or as text. Raises EncodeError."""
     if isinstance(payload, memoryview):
         return json.dumps(base64.b64encode(payload).decode()).encode()
-    value = _finite(msgpack.unpackb(payload, strict_map_key=False))
-    return json.dumps(value, ensure_ascii=False, default=_shown, separators=(",", ":")).encode(
-        errors="replace"
-    )
+    try:
+        value = _finite(msgpack.unpackb(payload, strict_map_key=False))
+        text = json.dumps(value, ensure_ascii=False, default=_shown, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:  # a list as a key, or too deep
+        raise EncodeError(f"an item cannot be told in JSON: {error}") from error
+    return text.encode(errors="replace")
 
 
 def _finite(value: Any) -> Any:

@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from dynamo.adapters.request_plane.http2.framing import END_MESSAGE, LAST, PREFIX_BYTES, RAW, pack_prefix
+from dynamo.core.errors import DynamoError
 from dynamo.core.ports.request_plane import Payload
 from dynamo.core.wire.sending import too_large
 
@@ -46,7 +47,11 @@ class Sending:
             return True
         if end:
             self.out_done = True
-            self.put(payload, size, LAST if self.connection.dialer else 0)
+            try:
+                self.put(payload, size, LAST if self.connection.dialer else 0)
+            except DynamoError:  # nothing was queued, and the call still needs an end
+                self.out_done = False
+                raise
             self.connection.complete()
             return True
         self.put(payload, size, 0)
