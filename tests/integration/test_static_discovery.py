@@ -103,6 +103,10 @@ async def test_a_yaml_file_says_the_same(tmp_path: Path) -> None:
         assert await declared(discovery) == expected
     async with opened(url=f"static://{str(file).replace(' ', '%20')}") as discovery:
         assert await declared(discovery) == expected
+    for name in ("marked.yaml", "marked.json"):  # as Windows' editors write UTF-8
+        (tmp_path / name).write_text('{"demo.prefill.generate": "tcp://10.0.0.3:7000"}', encoding="utf-8-sig")
+        async with opened(DYN_STATIC_FILE=str(tmp_path / name)) as discovery:
+            assert await declared(discovery) == expected[2:]
 
 
 async def test_json_needs_no_yaml_and_yaml_says_what_it_needs(
@@ -152,10 +156,15 @@ def test_yaml_is_loaded_for_a_yaml_file_only() -> None:
         ("a.b.c=tcp://me:secret@h:1", r"expected tcp://host:port"),
         ("a.b.c=tcp://0.0.0.0:7000", r"nobody can call 0\.0\.0\.0; declare the address that others call"),
         ("a.b.c=tcp://h:1 tcp://h:2", r"is no address"),
+        ("a.b.c=tcp://h\0:1", r"is no address"),
+        ("a.b.c=tcp://10.0..1:7", r"'10\.0\.\.1' is no name of a host; expected tcp://host:port"),
+        (f"a.b.c=tcp://{'h' * 64}:7", r"'h+\.\.\. is no name of a host"),
         ("a.b.c=tcp://h:1#", r"behind '#' stands the instance id, 1 to 9007199254740991"),
         ("a.b.c=tcp://h:1#0", r"behind '#' stands the instance id"),
         ("a.b.c=tcp://h:1#x7", r"behind '#' stands the instance id"),
         (f"a.b.c=tcp://h:1#{MAX_ID + 1}", r"behind '#' stands the instance id"),
+        (f"a.b.c=tcp://h:1#{'9' * 5000}", r"behind '#' stands the instance id"),
+        ("a.b.c=tcp://h:1#\u0663", r"behind '#' stands the instance id"),
         ("a.b.c=tcp://h:1,tcp://H:1", r"address 2: tcp://h:1 is declared twice for a\.b\.c"),
         ("a.b.c=tcp://h:1;a.b.c=tcp://h:1", r"entry 2 .*tcp://h:1 is declared twice"),
         ("a.b.c=tcp://h:1#7,tcp://h:2#7", r"tcp://h:2 and tcp://h:1 are both instance 7; give one of them"),
@@ -194,6 +203,9 @@ def test_a_bad_line_is_refused_with_the_place_and_an_example(text: str, says: st
         ),
         ("i.yaml", "? [a, b]\n: tcp://h:1", r"not YAML: .*unhashable key"),
         ("i.yaml", "[" * 3000, r"not YAML: "),
+        ("i.yaml", "a.b.c: !!bool maybe", r"not YAML: KeyError: 'maybe'"),
+        ("i.yaml", "a.b.c: !!timestamp soon", r"not YAML: AttributeError: "),
+        ("i.yaml", "a.b.c: !!int ''", r"not YAML: IndexError: "),
         ("i.json", "[" * 300000, r"not JSON: "),
         ("i.json", '{"a.b.c": "tcp://h:1"', r"not JSON: Expecting"),
         ("i.json", '{"a.b.c": "tcp://h:1", "a.b.c": "tcp://h:2"}', r"'a\.b\.c' appears twice"),

@@ -18,7 +18,8 @@ from dynamo.core.model import MAX_INSTANCE_ID, EndpointId, Instance
 EXAMPLE = "demo.backend.generate=tcp://10.0.0.1:7000,tcp://10.0.0.2:7000"
 FILE_EXAMPLE = "demo.backend.generate: [tcp://10.0.0.1:7000, tcp://10.0.0.2:7000]"
 WITH_PORT = {"tcp", "tcps", "http", "https", "http2"}  # schemes that are nothing without host and port
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s#?,;]+")
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s#?,;\x00-\x1f\x7f]+")
+INSTANCE_ID = re.compile(r"[0-9]{1,16}")
 NOBODY = {"0.0.0.0", "::", "*"}  # hosts that can be bound, not dialled
 
 
@@ -74,7 +75,7 @@ def from_file(path: Path, source: str) -> Declaration:
     """
     source = f"{source}={path}"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{source}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -142,8 +143,10 @@ def _yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader)
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # what a tag says of a value that does not fit it is any class
+        raise ConfigError(f"{source}: not YAML: {type(error).__name__}: {error}") from error
 
 
 def _declare(source: str, example: str, entries: Iterable[tuple[str, str, Iterable[Any]]]) -> Declaration:
@@ -203,7 +206,7 @@ def _address(text: Any, error: Callable[[str], ConfigError]) -> tuple[str, int |
     address, mark, number = text.strip().partition("#")
     instance_id: int | None = None
     if mark:
-        if not number.isdecimal() or not 0 < int(number) <= MAX_INSTANCE_ID:
+        if not INSTANCE_ID.fullmatch(number) or not 0 < int(number) <= MAX_INSTANCE_ID:
             raise error(f"{_short(text)}: behind '#' stands the instance id, 1 to {MAX_INSTANCE_ID}")
         instance_id = int(number)
     return normal(address, error), instance_id
@@ -224,6 +227,12 @@ def normal(address: str, error: Callable[[str], ConfigError] = ConfigError) -> s
         raise error(f"{_short(address)}: {reason}; expected tcp://host:port") from reason
     if not host or not port or parts.path.strip("/") or parts.username is not None:
         raise error(f"{_short(address)}: expected {parts.scheme}://host:port, with a port from 1 to 65535")
+    try:
+        host.encode("idna")  # as a look-up does
+    except UnicodeError as reason:
+        raise error(
+            f"{_short(address)}: {_short(host)} is no name of a host; expected tcp://host:port"
+        ) from reason
     if host in NOBODY:
         raise error(f"{_short(address)}: nobody can call {host}; declare the address that others call")
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
