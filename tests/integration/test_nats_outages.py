@@ -7,6 +7,7 @@ import gc
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,20 @@ import pytest
 from dynamo.adapters.request_plane.nats import open_nats
 from dynamo.adapters.request_plane.nats.broker import Broker
 from dynamo.adapters.request_plane.nats.carrier import Carrier
-from dynamo.adapters.request_plane.nats.link import HEAD, SessionLink
+from dynamo.adapters.request_plane.nats.link import HEAD, LAST_SEQUENCE, SessionLink
 from dynamo.adapters.request_plane.nats.server import MAX_OPENING
 from dynamo.core.config import Settings
 from dynamo.core.errors import UnavailableError
+from dynamo.core.ports.request_plane import Request
+from dynamo.core.wire.budget import ReceiveBudget
+from dynamo.core.wire.connection import Connection
+from dynamo.core.wire.opening import Options
 from integration.nats_calls import answer, both, configured, nats, outcome, start, works
 from nats_server import NatsServer
 
 pytestmark = pytest.mark.anyio
+
+LOOPS = ["asyncio", *(["uvloop"] if find_spec("uvloop") else [])]
 
 
 @pytest.fixture
@@ -225,3 +232,31 @@ async def test_what_is_no_text_is_none_of_our_messages(server: NatsServer) -> No
     finally:
         await stranger.leave()
     assert not escaped
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": loop == "uvloop"}) for loop in LOOPS])
+async def test_what_is_sent_in_the_moment_of_a_loss_raises_nothing(server: NatsServer) -> None:
+    carrier = await Carrier.open(server.url, nats(server), {})
+    carrier.abort()
+    while carrier.is_connected:
+        carrier.send([b"PUB a 0\r\n\r\n"])
+        carrier.unsubscribe_from(1)
+        await asyncio.sleep(0)
+    await carrier.leave()
+
+
+@pytest.mark.parametrize("left", [0, 1, 3])
+async def test_a_session_ends_before_its_numbers_do(left: int) -> None:
+    connection = Connection(Options(), ReceiveBudget(2**28), dialer=True)
+    for _ in range(3):
+        connection.open(Request(endpoint="a.b.c", request_id="r", payload=bytes(100_000)))
+    link = SessionLink(connection, 1, "there", "here", lambda _: None, lambda _: None)
+    link._sent = LAST_SEQUENCE - left
+    connection.on_output = lambda: None
+    connection._become_ready()  # as after the HELLO of the other side
+    said: list[bytes] = []
+    while not link.closed:
+        said += [b"".join(command) for command in link.commands(60_000)]
+    assert len(said) == left + 2
+    assert said[-1].endswith(b"12\r\n" + HEAD.pack(1, 2**32 - 1) + b"\r\n")  # the end of the session
+    assert connection.open_streams == 0

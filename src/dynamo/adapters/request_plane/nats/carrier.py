@@ -76,7 +76,7 @@ class Carrier(Client):
 
     def unsubscribe_from(self, number: int) -> None:
         """Ask for no more, before all that is sent from now on; what is on its way still comes."""
-        if self.is_connected:
+        if self._takes_words:
             self._writer.write(b"UNSUB %d\r\n" % number)
 
     def forget(self, number: int) -> None:
@@ -96,8 +96,13 @@ class Carrier(Client):
 
     def send(self, parts: Iterable[bytes | memoryview]) -> None:
         """Write whole commands."""
-        if self.is_connected:
+        if self._takes_words:
             self._writer.writelines(parts)
+
+    @property
+    def _takes_words(self) -> bool:
+        """It stands; nats-py hears of a loss later than its transport, where uvloop raises."""
+        return self.is_connected and not self._writer.transport.is_closing()
 
     @property
     def writable(self) -> bool:

@@ -112,8 +112,9 @@ class SessionLink:
         if sequence < 2:
             self._prefix = f"PUB {self.target} {self._inbox}.{sequence} ".encode()
         self._sent = sequence + 1
-        if sequence >= LAST_SEQUENCE:
-            self.connection.close()
+        if sequence == LAST_SEQUENCE:  # the next one is for the end
+            self._rest.clear()
+            self.connection.connection_lost(ConnectionError("the numbers of the session are used up"))
         head = HEAD.pack(self.session, sequence)
         return [b"%b%d\r\n%b" % (self._prefix, size + HEAD.size, head), *parts, b"\r\n"]
 
