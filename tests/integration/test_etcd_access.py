@@ -171,6 +171,7 @@ async def test_a_mistake_with_tls(
         ("ETCD_ENDPOINTS", "ftp://h:1", ("'ftp://h:1'", "http://host:port or https://host:port")),
         ("ETCD_ENDPOINTS", "http://h:1,http://h:port", ("'http://h:port'", "separated by commas")),
         ("ETCD_ENDPOINTS", "http://h:1/v3", ("'http://h:1/v3'", "http://host:port")),
+        ("ETCD_ENDPOINTS", "http://10.0..1:2379", ("'http://10.0..1:2379'", "http://host:port")),
         ("ETCD_ENDPOINTS", " , ", ("http://host:port",)),
         ("ETCD_ENDPOINTS", "http://me:hush@h:1", ("ETCD_AUTH_USERNAME", "ETCD_AUTH_PASSWORD")),
         ("ETCD_LEASE_TTL", "0", ("'0'", "whole seconds, 1 to 86400")),

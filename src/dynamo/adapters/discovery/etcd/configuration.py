@@ -168,7 +168,8 @@ def _endpoint(text: str, source: str, listed: str, secure: bool) -> Endpoint:
         raise wrong
     try:
         parts = urlsplit(f"//{rest}")
-        host, port = parts.hostname, parts.port
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")  # as a look-up does
     except ValueError:
         raise wrong from None
     if not host or port == 0 or parts.path.strip("/") or parts.query or parts.fragment:

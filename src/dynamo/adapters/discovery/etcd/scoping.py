@@ -19,9 +19,10 @@ class Scoped(Listener):
 
     def __init__(self, scope: Scope, watch: ConflatingWatch) -> None:
         self._scope, self._watch = scope, watch
-        self._unreadable: set[bytes] = set()  # told once
+        self._unreadable: set[bytes] = set()  # told once, while it is there
 
     def reset(self, found: dict[bytes, Any]) -> None:
+        self._unreadable &= found.keys()
         read = (self._read(kv) for kv in found.values())
         self._watch.reset(tuple(instance for instance in read if instance is not None))
 
@@ -29,6 +30,8 @@ class Scoped(Listener):
         parsed = parse(key)
         if parsed is None or not self._scope.covers(parsed[0]):
             return
+        if kv is None:
+            self._unreadable.discard(key)
         instance = None if kv is None else self._read(kv)
         if instance is None:
             self._watch.remove(*parsed)
