@@ -238,6 +238,16 @@ async def test_a_start_that_fails_ends_what_had_started_and_registers_nothing() 
         assert runtime.serving == ()
 
 
+async def test_the_runtime_comes_first_and_services_after_it() -> None:
+    with pytest.raises(ConfigError, match=r"takes the runtime first, then services, not <class .*Backend"):
+        async with serve_services(Backend):  # type: ignore[arg-type]
+            pass
+    async with make_runtime() as runtime:
+        with pytest.raises(ConfigError, match="was given no service"):
+            async with serve_services(runtime):
+                pass
+
+
 async def test_a_hook_that_fails_at_the_end_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
     @service(namespace="demo")
     class Clumsy:

@@ -12,6 +12,7 @@ from dynamo.core.client import Client
 from dynamo.core.distributed import DistributedRuntime
 from dynamo.core.endpoint import Endpoint
 from dynamo.core.errors import ConfigError
+from dynamo.core.model import shown
 from dynamo.core.routing import Strategy
 from dynamo.sdk.calling import ServiceClient
 from dynamo.sdk.configuring import RawConfig
@@ -55,6 +56,8 @@ async def serve_services(
     these services and what they depend on; a ``graph`` of more services has its own. Raises ConfigError
     before anything starts, what ``on_start`` raises, and what ``Endpoint.serve`` raises.
     """
+    if not isinstance(runtime, DistributedRuntime):
+        raise ConfigError(f"serve_services takes the runtime first, then services, not {shown(runtime)}")
     if not services:
         raise ConfigError("serve_services was given no service")
     graph = ServiceGraph.of(*services, config=config) if graph is None else graph
