@@ -272,6 +272,30 @@ def test_a_reader_of_small_items_opens_windows_far_less_often_than_a_worker_allo
     assert 0 < updates <= data * floods.PER_DATA / 2
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_who_announces_much_and_sends_nothing_leaves_memory_for_others(native: bool) -> None:
+    budget, taken = ReceiveBudget(2**28), list[Http2Call]()
+    sides = [Http2Connection(Options(), budget, dialer=False, accept=taken.append) for _ in range(2)]
+    for side in sides:
+        feed(side, PREFACE + frame(SETTINGS, 0, 0))
+    bad, good = sides
+    much = 32 * 2**20
+    announced = () if native else (("content-length", str(much)),)
+    begun = struct.pack(">BI", 0, much - 5) + b"\xc0" if native else b" "
+    for stream in range(1, 40, 2):
+        feed(bad, frame(HEADERS, END_HEADERS, stream, request(*announced, native=native)))
+        feed(bad, frame(DATA, 0, stream, begun))
+    assert not bad.closed
+    feed(good, frame(HEADERS, END_HEADERS, 1, request()) + frame(DATA, END_STREAM, 1, b"{}"))
+    feed(
+        good, frame(HEADERS, END_HEADERS, 3, request(native=True)) + frame(DATA, 0, 3, bytes(4) + b"\x01\xc0")
+    )
+    assert len(taken) == 2
+    bad.connection_lost()
+    good.connection_lost()
+    assert budget.used == 0
+
+
 def test_who_begins_thousands_of_requests_and_finishes_none_leaves_memory_for_others() -> None:
     budget = ReceiveBudget(2**28)
     slow_taken: list[Http2Call] = []

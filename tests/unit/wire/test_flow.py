@@ -55,6 +55,12 @@ def test_grants_are_first_come_first_served_even_if_a_later_one_would_fit() -> N
     assert (first.got, second.got, third.got) == ([600], [100], [])
 
 
+def test_what_is_only_announced_leaves_a_quarter_to_others() -> None:
+    budget = ReceiveBudget(1000)
+    assert [budget.grant_now(300) for _ in range(3)] == [True, True, False]
+    assert budget.reserve(250)
+
+
 def test_a_grant_past_the_whole_budget_passes_alone() -> None:
     budget = ReceiveBudget(1000)
     small, huge = Asker(), Asker()

@@ -66,8 +66,12 @@ class ReceiveBudget:
     # Grants.
 
     def grant_now(self, size: int) -> bool:
-        """A grant without waiting; those that wait go first."""
-        if self._asking or not self._fits(size):
+        """A grant without waiting; those that wait go first.
+
+        It is for what a peer has only announced: a quarter is left, or who announces much and sends nothing
+        would keep out even calls that need no more than a window.
+        """
+        if self._asking or not self._fits(size + self.total // 4):
             return False
         self.used += size
         self._granted += 1
