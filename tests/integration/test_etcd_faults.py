@@ -13,6 +13,7 @@ import pytest
 
 from dynamo.adapters.discovery.etcd import EtcdDiscovery, open_etcd
 from dynamo.adapters.discovery.etcd.cluster import Cluster
+from dynamo.adapters.discovery.etcd.feed import SETTLE_S
 from dynamo.adapters.discovery.etcd.keys import key_of
 from dynamo.core.codec import encode_instance
 from dynamo.core.config import Settings
@@ -252,6 +253,31 @@ async def test_a_store_that_forgets_between_the_look_at_it_and_the_watch(
         server.put("/elsewhere", b"at the revision of the deletion")
         crashed.set()
         await seen(follower, ONE, TWO)
+
+
+async def test_a_registration_that_the_store_forgot_is_back_before_watches_miss_it(
+    server: EtcdServer,
+) -> None:
+    """Its lease was kept, so nothing but the key tells."""
+
+    async def back() -> None:
+        while [kv.value for kv in server.range().kvs] != [encode_instance(ONE)]:
+            await asyncio.sleep(0.01)
+
+    async with client_at(server.hostport) as client, lease_for(client, ONE) as lease:
+        server.remember()
+        await lease.put(ONE)
+        async with following(client) as follower:
+            put(server, an_instance(1, name="by hand"))
+            await back()  # so it looks after its key
+            server.kill()
+            server.forget()
+            server.start()
+            began = time.monotonic()
+            await back()
+            assert time.monotonic() - began < SETTLE_S - 0.5
+            await follower.snapshot()
+            assert follower.live == by_key(ONE)
 
 
 async def test_a_frozen_server_is_an_outage(server: EtcdServer) -> None:

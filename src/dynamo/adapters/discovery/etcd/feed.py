@@ -62,7 +62,15 @@ class Listener(Protocol):
 class Feed:
     """Follows ``ranges`` until its task is cancelled."""
 
-    def __init__(self, cluster: Cluster, ranges: Sequence[KeyRange], listener: Listener) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        ranges: Sequence[KeyRange],
+        listener: Listener,
+        *,
+        settle_s: float = SETTLE_S,
+    ) -> None:
+        self._settle_s = settle_s
         self._cluster, self._ranges, self._listener = cluster, tuple(ranges), listener
         self._known: dict[bytes, Any] = {}
         self._seen: list[int] = []  # the last revision of each range; empty: to be listed
@@ -122,7 +130,7 @@ class Feed:
         header, found = await self._look()
         away_s = 0.0 if self._blind_since is None else time.monotonic() - self._blind_since
         if self._lost_history or away_s >= self._cluster.config.ttl_s:
-            until = time.monotonic() + SETTLE_S
+            until = time.monotonic() + self._settle_s
             while self._known.keys() - found.keys() and time.monotonic() < until:
                 await asyncio.sleep(LOOK_S)
                 header, found = await self._look()

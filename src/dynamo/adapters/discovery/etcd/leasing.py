@@ -205,7 +205,8 @@ class OwnLease(Listener):
                 if following is not None:
                     following.cancel()
                 ranges = [KeyRange(key_of(endpoint_id, self.instance_id)) for endpoint_id in self._wanted]
-                following = asyncio.ensure_future(Feed(self._cluster, ranges, self).run()) if ranges else None
+                if ranges:  # nobody but us puts them back, so there is nothing to wait for
+                    following = asyncio.ensure_future(Feed(self._cluster, ranges, self, settle_s=0).run())
         finally:
             if following is not None:
                 following.cancel()
