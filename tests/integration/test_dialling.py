@@ -20,6 +20,7 @@ from dynamo.adapters.request_plane.tcp.arrivals import PAUSE_S
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, Retry, UnavailableError
 from dynamo.core.health import Status
+from integration import certificates
 from integration.planes import BOUND_S, ask, calling, working
 from integration.test_hostile_listeners import GREETING, answering, says
 
@@ -66,6 +67,25 @@ def no_descriptors() -> Iterator[None]:
 
 async def test_a_caller_without_descriptors_is_told_the_limit_and_calls_once_it_has_some() -> None:
     async with working() as worker, calling() as caller:
+        with (
+            no_descriptors(),
+            pytest.raises(UnavailableError, match=r"Too many open files.*ulimit -n") as told,
+        ):
+            await ask(caller, worker.address)
+        assert told.value.retry is Retry.SAFE
+        assert await ask(caller, worker.address) == "hello"
+
+
+@pytest.mark.parametrize("whose", ["ours", "the system's"])
+async def test_certificates_that_cannot_be_read_without_descriptors_are_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    certificates.issue(tmp_path)
+    has, trusts = (certificates.options(tmp_path, short) for short in ("cert=worker", "ca=ours"))
+    if whose == "the system's":
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ours.pem"))
+        trusts = {}
+    async with working("tcps", **has) as worker, calling(**trusts) as caller:
         with (
             no_descriptors(),
             pytest.raises(UnavailableError, match=r"Too many open files.*ulimit -n") as told,

@@ -161,9 +161,13 @@ class TcpRequestPlane(CarriedPlane):
         return tls.server_context(self._settings)
 
     def _context(self) -> ssl.SSLContext:
-        if self._tls is None:
-            self._tls = self._client_context()
-        return self._tls
+        if (context := self._tls) is None:
+            context = self._client_context()
+            if context.cert_store_stats()[
+                "x509_ca"
+            ]:  # OpenSSL does not say that it could not read the system's
+                self._tls = context
+        return context
 
     def _idle(self, link: Link) -> None:
         if link.connection.draining:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ssl
 
+from dynamo.adapters.request_plane.tcp.descriptors import way_out
 from dynamo.core.config import Settings
-from dynamo.core.errors import ConfigError
+from dynamo.core.errors import ConfigError, UnavailableError
 
 
 def server_context(settings: Settings) -> ssl.SSLContext | None:
@@ -55,6 +56,7 @@ def _load_chain(context: ssl.SSLContext, settings: Settings, cert: str, key: str
     except FileNotFoundError as error:
         raise ConfigError(f"{shown}: no such file") from error
     except (OSError, ssl.SSLError) as error:
+        _check_descriptors(error, shown)
         where = "" if key_path else f"; set {settings.source(key)} to the file of its key"
         raise ConfigError(f"{shown}: not a PEM certificate with its key: {error}{where}") from error
 
@@ -66,6 +68,13 @@ def _load_authorities(context: ssl.SSLContext, settings: Settings, field: str) -
     except FileNotFoundError as error:
         raise ConfigError(f"{settings.source(field)}={path!r}: no such file") from error
     except (OSError, ssl.SSLError) as error:
+        _check_descriptors(error, f"{settings.source(field)}={path!r}")
         raise ConfigError(
             f"{settings.source(field)}={path!r}: not a PEM file of certificates: {error}"
         ) from error
+
+
+def _check_descriptors(error: OSError, shown: str) -> None:
+    """That they are used up says nothing of the file. Raises UnavailableError."""
+    if more := way_out(error):
+        raise UnavailableError(f"{shown}: {error.strerror}{more}") from error
