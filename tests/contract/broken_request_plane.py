@@ -17,7 +17,7 @@ from dynamo.adapters.request_plane.mem import calls as mem_calls
 from dynamo.adapters.request_plane.mem import end as mem_end
 from dynamo.adapters.request_plane.mem import plane as mem_plane
 from dynamo.adapters.request_plane.mem.calls import Incoming, Outgoing
-from dynamo.adapters.request_plane.mem.end import Budget, End
+from dynamo.adapters.request_plane.mem.end import Budget, End, Message
 from dynamo.core.config import Settings
 from dynamo.core.errors import DynamoError, Retry, UnavailableError
 from dynamo.core.health import Health
@@ -46,14 +46,16 @@ def r1_raw_becomes_messagepack(patch: pytest.MonkeyPatch) -> None:
 
 @breakage
 def r1_the_last_two_items_change_places(patch: pytest.MonkeyPatch) -> None:
-    arrive = End._arrive
+    deliver = End._deliver
 
-    def swap(self: End, payload: Payload) -> None:
-        arrive(self, payload)
-        if len(self._inbox) > 1:
-            self._inbox[-1], self._inbox[-2] = self._inbox[-2], self._inbox[-1]
+    def swap(self: End, batch: list[Message], credit: int) -> None:
+        deliver(self, [], credit)
+        for message in batch:
+            deliver(self, [message], 0)
+            if isinstance(message, (bytes, memoryview)) and len(self._inbox) > 1:
+                self._inbox[-1], self._inbox[-2] = self._inbox[-2], self._inbox[-1]
 
-    patch.setattr(End, "_arrive", swap)
+    patch.setattr(End, "_deliver", swap)
 
 
 @breakage
@@ -64,13 +66,16 @@ def r1_a_buffer_is_shared(patch: pytest.MonkeyPatch) -> None:
 
 @breakage
 def r1_in_a_crowd_items_go_to_another_stream(patch: pytest.MonkeyPatch) -> None:
-    arrive = Outgoing._arrive
+    deliver = Outgoing._deliver
 
-    def stray(self: Outgoing, payload: Payload) -> None:
-        others = [call for call in self.plane.calls if call is not self and call._inbox]
-        arrive(others[0] if len(others) > 20 else self, payload)
+    def stray(self: Outgoing, batch: list[Message], credit: int) -> None:
+        deliver(self, [], credit)
+        for message in batch:
+            others = [call for call in self.plane.calls if call is not self and call._inbox]
+            astray = isinstance(message, (bytes, memoryview)) and len(others) > 20
+            deliver(others[0] if astray else self, [message], 0)
 
-    patch.setattr(Outgoing, "_arrive", stray)
+    patch.setattr(Outgoing, "_deliver", stray)
 
 
 @breakage
