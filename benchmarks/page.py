@@ -15,8 +15,9 @@ from pathlib import Path
 
 import report
 import routing
-from report import Value, Values, number
+from report import Target, Value, Values, number
 from shapes import SHAPES
+from systems import CONTROLS
 
 PAGE = Path("docs/performance.md")
 CHART = "pictures/request_plane.svg"
@@ -58,6 +59,21 @@ def figures(values: Values, order: Sequence[str]) -> str:
     return markdown(lines)
 
 
+def unix(values: Values) -> str:
+    """What a Unix socket gains over TCP: here, and in the bare protocol."""
+    pairs = {"ours": ("ours unix", "ours tcp"), "the bare protocol": ("ceiling unix", "ceiling")}
+    lines = [["Unix socket / TCP", *pairs]]
+    for shape in SHAPES:
+        if shape.name in CONTROLS["ceiling unix"]:
+            metric = shape.shows[0]
+            line = [shape.name]
+            for over_unix, over_tcp in pairs.values():
+                ratio = Target(shape.name, metric, over_tcp, system=over_unix).ratio(values)
+                line.append("-" if ratio is None else f"{ratio:.2f}x")
+            lines.append(line)
+    return markdown(lines)
+
+
 def chart() -> str:
     """The picture, if ``plot.py`` has drawn it."""
     path = PAGE.parent / CHART
@@ -71,6 +87,7 @@ def main() -> None:
         "setting": ", ".join(f"{name} {value}" for name, value in about.items()) + ".",
         "figures": figures(values, TCP),
         "planes": figures(values, PLANES),
+        "unix": unix(values),
         "aims": markdown(report.verdicts(values)),
     }
     if routing.OUTPUT.exists():

@@ -25,7 +25,34 @@ from report import Value
 from shapes import SHAPES, Shape
 from systems import CONTROLS, Make, systems
 
-BOUND_S = 120.0  # of one load, beside its seconds
+BOUND_S = 90.0  # of one load, beside its seconds
+
+
+class Programs:
+    """The processes of each system: started when they are asked for, and again after they were ended."""
+
+    def __init__(self, chosen: dict[str, Make]) -> None:
+        self._systems = chosen
+        self._running: dict[str, tuple[Program, ExitStack]] = {}
+
+    def __getitem__(self, name: str) -> Program:
+        if name not in self._running:
+            with ExitStack() as stack:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyn-bench-")))
+                program = stack.enter_context(self._systems[name](folder).started(folder))
+                self._running[name] = program, stack.pop_all()
+        return self._running[name][0]
+
+    def end(self, name: str) -> None:
+        if name in self._running:
+            self._running.pop(name)[1].close()
+
+    def __enter__(self) -> Programs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self._running):
+            self.end(name)
 
 
 class Run:
@@ -35,50 +62,54 @@ class Run:
         self.failed: dict[tuple[str, str], str] = {}
 
     def measure(self, shapes: list[Shape]) -> None:
-        with ExitStack() as stack:
-            programs = {name: self._start(stack, name) for name in self._systems}
+        with Programs(self._systems) as programs:
+            for name in self._systems:
+                programs[name]  # whoever cannot even start ends the run
             for shape in shapes:
                 if not shape.apart:
-                    self._shape(shape, {name: programs[name] for name in self._of(shape)})
+                    self._shape(shape, self._of(shape), programs)
         for shape in shapes:
             if shape.apart:
                 for name in self._of(shape):
-                    with ExitStack() as stack:
-                        self._shape(shape, {name: self._start(stack, name)})
+                    with Programs(self._systems) as programs:
+                        self._shape(shape, [name], programs)
 
     def _of(self, shape: Shape) -> list[str]:
         """The systems that are measured in ``shape``."""
         return [name for name in self._systems if shape.name in CONTROLS.get(name, (shape.name,))]
 
-    def _start(self, stack: ExitStack, name: str) -> Program:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyn-bench-")))
-        return stack.enter_context(self._systems[name](folder).started(folder))
-
-    def _shape(self, shape: Shape, programs: dict[str, Program]) -> None:
+    def _shape(self, shape: Shape, names: list[str], programs: Programs) -> None:
         began = time.monotonic()
         seconds = self._seconds if shape.seconds is None else shape.seconds
-        found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in programs}
+        found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in names}
         if not shape.apart:
-            for name, program in programs.items():  # what is built on first use
-                self._load(shape, name, program, min(0.1, seconds))
-        order = deque(programs.items())
+            for name in names:  # what is built on first use
+                self._load(shape, name, programs, min(0.1, seconds))
+        order = deque(names)
         for _ in range(min(shape.rounds or self._rounds, self._rounds)):
-            for name, program in order:
-                for metric, value in self._load(shape, name, program, seconds).items():
+            for name in order:
+                for metric, value in self._load(shape, name, programs, seconds).items():
                     found[name][metric].append(value)
             order.rotate()  # nobody always runs in the wake of the same other
         for name, metrics in found.items():
+            if (shape.name, name) in self.failed:
+                continue
             for metric, rounds in metrics.items():
                 key = shape.name, name, metric
                 self.values[key] = Value(statistics.median(rounds), min(rounds), max(rounds))
-        whose = f" of {', '.join(programs)}" if shape.apart else ""
+        whose = f" of {', '.join(names)}" if shape.apart else ""
         print(f"{shape.name}{whose}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
 
-    def _load(self, shape: Shape, name: str, program: Program, seconds: float) -> dict[str, float]:
+    def _load(self, shape: Shape, name: str, programs: Programs, seconds: float) -> dict[str, float]:
+        """Its metrics, none if the system cannot do it; one that hangs or dies costs this shape only."""
         if (shape.name, name) in self.failed:
             return {}
         load = dict(shape.load) if shape.apart else {**shape.load, "seconds": seconds}
-        answer = program.run(load, BOUND_S + seconds)
+        try:
+            answer = programs[name].run(load, BOUND_S + seconds)
+        except ProgramError as error:
+            programs.end(name)
+            answer = {"failed": str(error)}
         if "failed" in answer:
             self.failed[shape.name, name] = answer["failed"]
         metrics: dict[str, float] = answer.get("metrics", {})

@@ -97,6 +97,30 @@ def test_a_program_that_cannot_start_is_shown_with_what_it_said(tmp_path: Path) 
     assert "DYN_WINDOW_BYTES" in done.stderr
 
 
+def test_a_peer_that_dies_of_one_load_costs_that_shape_only(tmp_path: Path) -> None:
+    wheel = tmp_path / "python"
+    wheel.write_text(
+        f"""#!{sys.executable}
+import json, signal, sys
+if "worker" in sys.argv[1]:
+    signal.pause()
+print(json.dumps({{"ready": True}}), flush=True)
+for line in sys.stdin:
+    if json.loads(line)["load"] == "storm":
+        sys.exit()
+    print(json.dumps({{"metrics": {{"connect ms": 1.0}}}}), flush=True)
+"""
+    )
+    wheel.chmod(0o755)
+    options = ("--shape", "storm 64", "--shape", "connect", "--seconds", "0.01", "--rounds", "1")
+    chosen = ("--wheel", str(wheel), "--system", "dynamo", "--system", "ours mem")
+    printed = run(tmp_path, "request_plane.py", *options, *chosen)
+    assert "dynamo did not do storm 64: the client of dynamo ended" in printed
+    measured = {(row["shape"], row["system"]) for row in written(tmp_path, "request_plane.json")}
+    assert measured >= {("storm 64", "ours mem"), ("connect", "ours mem"), ("connect", "dynamo")}
+    assert ("storm 64", "dynamo") not in measured
+
+
 def test_the_routing_table_is_measured(tmp_path: Path) -> None:
     printed = run(tmp_path, "routing.py", "--seconds", "0.001", "--rounds", "1")
     rows = written(tmp_path, "routing.json")
