@@ -272,6 +272,20 @@ def test_a_reader_of_small_items_opens_windows_far_less_often_than_a_worker_allo
     assert 0 < updates <= data * floods.PER_DATA / 2
 
 
+def test_calls_that_are_left_once_they_were_answered_are_no_flood() -> None:
+    dialer, listener, taken = meet()
+    for _ in range(2 * floods.BURST):
+        call = dialer.open(Request(endpoint="a.b.c", request_id="r", payload=b"\xc0"))
+        pump(dialer, listener)
+        taken.pop().send(b"\xc0")
+        pump(dialer, listener)
+        assert call.receive_nowait() == b"\xc0"
+        call.kill()
+        pump(dialer, listener)
+    assert not listener.closed
+    assert listener.open_streams == 0
+
+
 @pytest.mark.parametrize("native", [False, True])
 def test_who_announces_much_and_sends_nothing_leaves_memory_for_others(native: bool) -> None:
     budget, taken = ReceiveBudget(2**28), list[Http2Call]()

@@ -74,6 +74,8 @@ class Control:
             return
         (code,) = unpack_u32(body)
         call.peer_done = True
+        if call.head_sent:
+            connection.floods.excuse()
         if connection.dialer:
             error: DynamoError = call.broken(f"{connection.options.peer} reset the stream with error {code}")
             if code == Code.REFUSED_STREAM and not call.head_came:

@@ -56,6 +56,12 @@ class Floods:
         if not self._control.take(frames):
             raise Flooded(f"more than {BURST} frames of control at once and {RATE} a second")
 
+    def excuse(self) -> None:
+        """A frame that was counted does no harm: who resets a stream that was answered has waited for that,
+        as callers do that leave a call early.
+        """
+        self._control.left += 1
+
     def sent(self) -> None:
         """A DATA frame."""
         self._windows.left += PER_DATA
