@@ -18,6 +18,7 @@ import time
 from collections import defaultdict, deque
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import report
 from processes import Program, ProgramError, setting, write_json
@@ -35,7 +36,7 @@ class Programs:
         self._systems = chosen
         self._running: dict[str, tuple[Program, ExitStack]] = {}
 
-    def __getitem__(self, name: str) -> Program:
+    def started(self, name: str) -> Program:
         if name not in self._running:
             with ExitStack() as stack:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyn-bench-")))
@@ -64,7 +65,7 @@ class Run:
     def measure(self, shapes: list[Shape]) -> None:
         with Programs(self._systems) as programs:
             for name in self._systems:
-                programs[name]  # whoever cannot even start ends the run
+                programs.started(name)  # whoever cannot even start ends the run
             for shape in shapes:
                 if not shape.apart:
                     self._shape(shape, self._of(shape), programs)
@@ -105,8 +106,9 @@ class Run:
         if (shape.name, name) in self.failed:
             return {}
         load = dict(shape.load) if shape.apart else {**shape.load, "seconds": seconds}
+        answer: dict[str, Any]
         try:
-            answer = programs[name].run(load, BOUND_S + seconds)
+            answer = programs.started(name).run(load, BOUND_S + seconds)
         except ProgramError as error:
             programs.end(name)
             answer = {"failed": str(error)}
