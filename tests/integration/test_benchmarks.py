@@ -98,19 +98,20 @@ def test_a_program_that_cannot_start_is_shown_with_what_it_said(tmp_path: Path) 
 
 
 def test_a_peer_that_dies_of_one_load_costs_that_shape_only(tmp_path: Path) -> None:
-    wheel = tmp_path / "python"
-    wheel.write_text(
-        f"""#!{sys.executable}
+    peer, wheel = tmp_path / "peer.py", tmp_path / "python"
+    peer.write_text(
+        """
 import json, signal, sys
 if "worker" in sys.argv[1]:
     signal.pause()
-print(json.dumps({{"ready": True}}), flush=True)
+print(json.dumps({"ready": True}), flush=True)
 for line in sys.stdin:
     if json.loads(line)["load"] == "storm":
         sys.exit()
-    print(json.dumps({{"metrics": {{"connect ms": 1.0}}}}), flush=True)
+    print(json.dumps({"metrics": {"connect ms": 1.0}}), flush=True)
 """
     )
+    wheel.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{peer}" "$@"\n')
     wheel.chmod(0o755)
     options = ("--shape", "storm 64", "--shape", "connect", "--seconds", "0.01", "--rounds", "1")
     chosen = ("--wheel", str(wheel), "--system", "dynamo", "--system", "ours mem")
