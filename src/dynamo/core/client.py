@@ -20,7 +20,14 @@ from dynamo.core.patience import Patience, seconds
 from dynamo.core.ports.request_plane import Payload, Request
 from dynamo.core.ports.telemetry import Telemetry
 from dynamo.core.routing import Direct, Random, RoundRobin, Strategy, strategy_of
-from dynamo.core.streams import Decode, ResponseStream, decode_annotated, decode_buffers, decode_plain
+from dynamo.core.streams import (
+    Decode,
+    ResponseStream,
+    decode_annotated,
+    decode_buffers,
+    decode_plain,
+    keep_for,
+)
 
 logger = logging.getLogger("dynamo.runtime")
 
@@ -365,7 +372,7 @@ class Client:
         if first_item_timeout_s is not None or idle_timeout_s is not None:
             exchange.patience = Patience(first_item_timeout_s, idle_timeout_s, exchange.exhausted)
         if resuming is not None:
-            decoding = _keep_for(exchange, *resuming, decoding)
+            decoding = keep_for(exchange, *resuming, decoding)
         exchange.begin()
         return ResponseStream(exchange, decoding)
 
@@ -386,18 +393,3 @@ class Client:
             f"the client of {self._endpoint} belongs to the event loop that it was made on: "
             "open a runtime of its own in each loop, thread and forked process"
         )
-
-
-def _keep_for(
-    exchange: Exchange, resume: Callable[[Any, list[Any]], Any], request: Any, decoding: Decode
-) -> Decode:
-    """Keep the items that were read, for ``resume``; returns the decoding that does so."""
-    items: list[Any] = []
-
-    def decode_and_keep(payload: Payload) -> Any:
-        item = decoding(payload)
-        items.append(item)
-        return item
-
-    exchange.resume = lambda: encode(resume(request, items))
-    return decode_and_keep

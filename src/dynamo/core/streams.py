@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Generator
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from dynamo.core.codec import decode
+from dynamo.core.codec import decode, encode
 from dynamo.core.errors import DynamoError, RemoteError
 from dynamo.core.exchange import Exchange
 from dynamo.core.model import Instance
@@ -92,6 +92,21 @@ def decode_plain(payload: Payload) -> Any:
 def decode_buffers(payload: Payload) -> Any:
     """One item; raw bytes as the memoryview that they arrived in."""
     return decode(payload, buffers=True)
+
+
+def keep_for(
+    exchange: Exchange, resume: Callable[[Any, list[Any]], Any], request: Any, decoding: Decode
+) -> Decode:
+    """Keep the items that were read, for ``resume``; returns the decoding that does so."""
+    items: list[Any] = []
+
+    def decode_and_keep(payload: Payload) -> Any:
+        item = decoding(payload)
+        items.append(item)
+        return item
+
+    exchange.resume = lambda: encode(resume(request, items))
+    return decode_and_keep
 
 
 class ResponseStream(AsyncIterator[Any]):
