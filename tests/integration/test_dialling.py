@@ -20,6 +20,7 @@ from dynamo.adapters.request_plane.tcp.arrivals import PAUSE_S
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, Retry, UnavailableError
 from dynamo.core.health import Status
+from dynamo.core.ports.request_plane import RequestPlane
 from integration import certificates
 from integration.planes import BOUND_S, ask, calling, working
 from integration.test_hostile_listeners import GREETING, answering, says
@@ -65,15 +66,19 @@ def no_descriptors() -> Iterator[None]:
             os.close(descriptor)
 
 
+async def told_the_limit_and_answered_later(caller: RequestPlane, address: str) -> None:
+    with (
+        no_descriptors(),
+        pytest.raises(UnavailableError, match=r"Too many open files.*ulimit -n") as told,
+    ):
+        await ask(caller, address)
+    assert told.value.retry is Retry.SAFE
+    assert await ask(caller, address) == "hello"
+
+
 async def test_a_caller_without_descriptors_is_told_the_limit_and_calls_once_it_has_some() -> None:
     async with working() as worker, calling() as caller:
-        with (
-            no_descriptors(),
-            pytest.raises(UnavailableError, match=r"Too many open files.*ulimit -n") as told,
-        ):
-            await ask(caller, worker.address)
-        assert told.value.retry is Retry.SAFE
-        assert await ask(caller, worker.address) == "hello"
+        await told_the_limit_and_answered_later(caller, worker.address)
 
 
 @pytest.mark.parametrize("whose", ["ours", "the system's"])
@@ -86,13 +91,7 @@ async def test_certificates_that_cannot_be_read_without_descriptors_are_read_lat
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ours.pem"))
         trusts = {}
     async with working("tcps", **has) as worker, calling(**trusts) as caller:
-        with (
-            no_descriptors(),
-            pytest.raises(UnavailableError, match=r"Too many open files.*ulimit -n") as told,
-        ):
-            await ask(caller, worker.address)
-        assert told.value.retry is Retry.SAFE
-        assert await ask(caller, worker.address) == "hello"
+        await told_the_limit_and_answered_later(caller, worker.address)
 
 
 async def test_a_worker_without_descriptors_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
