@@ -203,7 +203,7 @@ async def test_static_instances_that_are_missing_or_said_twice(tmp_path: Path) -
     await refused(ConfigError, "DYN_STATIC_INSTANCES", "DYN_STATIC_FILE", "such as", discovery="static")
     missing = tmp_path / "missing.yaml"
     await refused(ConfigError, str(missing), "No such file", discovery="static", static_file=missing)
-    await refused(ConfigError, str(tmp_path), "Is a directory", discovery="static", static_file=tmp_path)
+    await refused(ConfigError, str(tmp_path), "is a directory", discovery="static", static_file=tmp_path)
     both = {"static_file": missing, "static_instances": f"{PATH}=tcp://127.0.0.1:1"}
     await refused(ConfigError, "static_instances and static_file are both set", discovery="static", **both)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -223,14 +224,29 @@ async def test_a_bad_file_is_refused_with_the_place(
 
 
 async def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    for file, says in [(tmp_path / "none.yaml", "No such file"), (tmp_path, "Is a directory")]:
-        with pytest.raises(ConfigError, match=f"DYN_STATIC_FILE={file}: cannot be read: {says}"):
-            async with opened(DYN_STATIC_FILE=str(file)):
+    for file, says in [
+        (tmp_path / "none.yaml", "cannot be read: No such file"),
+        (tmp_path, "is a directory, not a file"),
+        (Path(os.devnull), "is a device, not a file"),
+    ]:
+        with pytest.raises(ConfigError, match=f"^DYN_STATIC_FILE={file}: {says}.*or set DYN_STATIC"):
+            async with asyncio.timeout(5), opened(DYN_STATIC_FILE=str(file)):
                 pass
     (tmp_path / "i.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not UTF-8"):
         async with opened(DYN_STATIC_FILE=str(tmp_path / "i.yaml")):
             pass
+
+
+async def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "i.yaml")
+    writer = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # who reads waits, but only for this test
+    try:
+        with pytest.raises(ConfigError, match=f"^DYN_STATIC_FILE={pipe}: is a pipe, not a file; give "):
+            async with asyncio.timeout(5), opened(DYN_STATIC_FILE=str(pipe)):
+                pass
+    finally:
+        os.close(writer)
 
 
 def test_it_must_be_said_in_one_place() -> None:

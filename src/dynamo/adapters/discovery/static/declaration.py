@@ -13,10 +13,12 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 from dynamo.core.errors import ConfigError, MissingExtraError
+from dynamo.core.files import check_file
 from dynamo.core.model import MAX_INSTANCE_ID, EndpointId, Instance
 
 EXAMPLE = "demo.backend.generate=tcp://10.0.0.1:7000,tcp://10.0.0.2:7000"
 FILE_EXAMPLE = "demo.backend.generate: [tcp://10.0.0.1:7000, tcp://10.0.0.2:7000]"
+WAY_OUT = f"; give a file that holds {FILE_EXAMPLE}, or set DYN_STATIC_INSTANCES instead"
 WITH_PORT = {"tcp", "tcps", "http", "https", "http2"}  # schemes that are nothing without host and port
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s#?,;\x00-\x1f\x7f]+")
 INSTANCE_ID = re.compile(r"[0-9]{1,16}")
@@ -74,10 +76,11 @@ def from_file(path: Path, source: str) -> Declaration:
     Raises ConfigError, MissingExtraError.
     """
     source = f"{source}={path}"
+    check_file(path, source, WAY_OUT)  # each process reads it, and again after each start
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{source}: cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"{source}: cannot be read: {error.strerror or error}{WAY_OUT}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: not UTF-8 text: {error}") from error
     content = (_json if path.suffix == ".json" else _yaml)(text, source)

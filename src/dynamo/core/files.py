@@ -1,0 +1,32 @@
+"""Files that somebody names, looked at before they are opened: opening a pipe waits for who writes to it."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from dynamo.core.errors import ConfigError
+
+OTHERS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_file(path: str | os.PathLike[str], shown: str, way_out: str = "") -> None:
+    """Raise ConfigError if something other than a file is at ``path``, or could never be.
+
+    ``shown`` is what the message names and ``way_out`` what it adds. Nothing is waited for; that nothing is
+    there, or that it may not be read, is for who opens it to find.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    except ValueError as error:
+        raise ConfigError(f"{shown}: no path of a file: {error}{way_out}") from error
+    if (other := OTHERS.get(stat.S_IFMT(mode))) is not None:
+        raise ConfigError(f"{shown}: is {other}, not a file{way_out}")
