@@ -100,6 +100,7 @@ async def test_a_default_backend_that_is_not_there_names_those_that_need_no_serv
         ({"discoveri": "mem"}, ("unknown option 'discoveri'", "did you mean 'discovery_backend'")),
         ({"discovery": "file:///tmp/x?ttl=3"}, ("file:///tmp/x?ttl=3", "unknown option 'ttl'", "ttl_s")),
         ({"discovery": "mem://x?ttl_s=fast"}, ("mem://x?ttl_s=fast", "0.1 to 86400 seconds")),
+        ({"discovery": "file:///tmp/a%00b"}, ("discovery_backend", "'file:///tmp/a%00b'", "no NUL byte")),
         ({"plane": "tcp://?hots=h"}, ("tcp://?hots=h", "unknown option 'hots'", "host, port, bind")),
         ({"plane": "tcp://?port=99999"}, ("tcp://?port=99999", "'99999'", "0 to 65535")),
         ({"tcp_port": True}, ("tcp_port=True", "0 to 65535")),

@@ -174,10 +174,14 @@ def test_paths_are_paths(tmp_path: Path) -> None:
 
 BAD = [
     ("DYN_DISCOVERY_BACKEND", [], ["adapter"], [None, 1, "", " "]),
+    ("DYN_DISCOVERY_BACKEND", ["file:///a%00b", "static:///%00", "mem://a\0b"], ["URL", "NUL"], []),
+    ("DYN_REQUEST_PLANE", ["tcp://[::1"], ["URL"], []),
     ("DYN_NAMESPACE", ["a.b", "a/b", "..", "-a", "a b", "ä", "x" * 129], ["name"], [None, 1, b"x"]),
     ("DYN_FILE_KV", [], ["path"], [1, b"x", "a\0b"]),
     ("DYN_STATIC_INSTANCES", ["\udcff"], ["UTF-8"], []),
     ("DYN_TCP_RPC_HOST", [], ["text"], [1, b"x", Path("x")]),
+    ("KUBECONFIG", ["a\0b"], ["NUL"], []),
+    ("ETCD_ENDPOINTS", ["a\0b:1"], ["NUL"], []),
     ("DYN_TCP_RPC_PORT", ["-1", "65536", "http", "1.5", "0x1", "9" * 5000], ["port"], [None, True, 1.0]),
     ("DYN_KUBE_DISCOVERY_MODE", ["node"], ["pod", "container"], [1]),
     ("DYN_WORKER_INDEX", ["-1", "10000", "one", "1.5"], ["0 to 9999"], [True, 1.0]),
@@ -229,6 +233,9 @@ def test_a_secret_is_never_shown() -> None:
     settings = Settings.from_env({"DYN_AUTH_TOKEN": "hush"})
     assert "hush" not in repr(settings)
     assert "hush" not in str(settings)
+    with pytest.raises(ConfigError, match=r"^discovery_backend: bad URL 'etcd://\*\*\*@\[h':") as caught:
+        Settings.from_env({}, discovery_backend="etcd://user:hush@[h")
+    assert "hush" not in str(caught.value)
 
 
 def test_bytes_of_the_environment_that_are_no_text_are_told_by_name() -> None:

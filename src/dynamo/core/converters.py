@@ -10,9 +10,12 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from dynamo.core.model import check_name
+from dynamo.core.errors import ConfigError
+from dynamo.core.model import check_name, shown
 
+PASSWORD = re.compile("//.*@")  # and user
 URL_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
@@ -23,6 +26,8 @@ def text(value: Any) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError("expected text in UTF-8") from None
+    if "\0" in value:  # no variable can hold one, and no host or user has one
+        raise ValueError("expected text, without NUL bytes")
     return value
 
 
@@ -128,6 +133,12 @@ def adapter(aliases: Mapping[str, str]) -> Callable[[Any], str]:
     def convert(value: Any) -> str:
         if not isinstance(value, str) or not value.strip():
             raise ValueError("expected an adapter's name or a URL")
+        try:
+            urlsplit(value)
+            if "\0" in unquote(value):  # its adapter may make a path of it
+                raise ValueError("expected no NUL byte in it")
+        except ValueError as error:
+            raise ConfigError(f"bad URL {shown(PASSWORD.sub('//***@', value))}: {error}") from None
         scheme, separator, rest = value.strip().partition("://")
         scheme = scheme.lower()
         return f"{aliases.get(scheme, scheme)}{separator}{rest}"

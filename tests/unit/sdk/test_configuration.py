@@ -171,6 +171,8 @@ def test_a_broken_file_is_told_with_its_line(tmp_path: Path, text: str, says: st
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the configuration .*nowhere.yaml: .*No such file"):
         read_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"cannot read the configuration a\0b: embedded null byte"):
+        read_config("a\0b")
 
 
 def test_an_empty_file_is_no_configuration(tmp_path: Path) -> None:
