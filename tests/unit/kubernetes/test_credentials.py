@@ -114,3 +114,14 @@ async def test_a_certificate_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(ConfigError, match="cannot be used"):
         await way.find(config(tmp_path, cluster={"certificate-authority": str(tmp_path / "ca.pem")}))
+
+
+async def test_a_kubeconfig_that_is_no_file_is_told_as_what_it_is(tmp_path: Path) -> None:
+    read = configuration.read(
+        "kubernetes://", Settings.from_env({"KUBECONFIG": f"{tmp_path / 'a'}:{tmp_path}"})
+    )
+    says = (
+        rf"the kubeconfig .*:{tmp_path} \(KUBECONFIG\) cannot be used: {tmp_path}: is a directory, not a file"
+    )
+    with pytest.raises(ConfigError, match=says):
+        await credentials.load(read)

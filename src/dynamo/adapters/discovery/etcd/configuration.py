@@ -13,6 +13,7 @@ from dynamo.adapters.discovery.options import flag_option
 from dynamo.core import converters
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError
+from dynamo.core.files import check_file
 from dynamo.core.registry import url_options
 
 DEFAULT_PORT = 2379
@@ -179,6 +180,8 @@ def _endpoint(text: str, source: str, listed: str, secure: bool) -> Endpoint:
 
 def tls_context(config: EtcdConfig) -> ssl.SSLContext:
     """Load the files as a check of them, and for diagnosis. Raises ConfigError."""
+    if config.ca is not None:
+        check_file(config.ca, f"{config.ca_source}={config.ca!r}")
     try:
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=config.ca)
     except FileNotFoundError as error:
@@ -191,6 +194,8 @@ def tls_context(config: EtcdConfig) -> ssl.SSLContext:
     if config.client_cert is None:
         return context
     shown = f"{config.client_cert!r}, {config.client_key!r} ({config.cert_source})"
+    for path in (config.client_cert, config.client_key):
+        check_file(str(path), f"{path!r} ({config.cert_source})")
 
     def passphrase() -> str:  # OpenSSL would ask at the terminal, and wait
         raise ConfigError(f"{shown}: the key is encrypted; give one without a passphrase")

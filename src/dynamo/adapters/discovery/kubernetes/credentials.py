@@ -22,6 +22,7 @@ from kubernetes.aio.config.incluster_config import InClusterConfigLoader
 
 from dynamo.adapters.discovery.kubernetes.configuration import SERVICE_ACCOUNT, KubernetesConfig
 from dynamo.core.errors import ConfigError
+from dynamo.core.files import check_file
 
 TOKEN = "BearerToken"
 
@@ -96,8 +97,7 @@ def _service_account() -> Configuration:
 
 
 async def _kubeconfig(paths: str, name: str | None) -> Found:
-    if not any(_is_file(path) for path in paths.split(os.pathsep)):
-        raise FileNotFoundError("no such file")
+    _check_files(paths)
     contexts: Any
     contexts, current = list_kube_config_contexts(paths)
     context: Any = current if name is None else next((one for one in contexts if one["name"] == name), None)
@@ -111,6 +111,15 @@ async def _kubeconfig(paths: str, name: str | None) -> Found:
         raise ValueError(f"its program {user['exec']['command']} gave no credentials")
     namespace = context["context"].get("namespace") or "default"
     return Found(configuration=configuration, namespace=str(namespace), context=name)
+
+
+def _check_files(paths: str) -> None:
+    """Raises ConfigError where one is something else, FileNotFoundError where none is there."""
+    files = [os.path.expanduser(path) for path in paths.split(os.pathsep)]
+    for file in files:
+        check_file(file, file)
+    if not any(map(os.path.isfile, files)):
+        raise FileNotFoundError("no such file")
 
 
 def _proxy(server: str) -> str | None:
@@ -135,7 +144,3 @@ def _is_within(host: str, listed: str) -> bool:
             if address in ip_network(text.strip(), strict=False):
                 return True
     return False
-
-
-def _is_file(path: str) -> bool:
-    return os.path.isfile(os.path.expanduser(path))

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError
+from dynamo.core.files import check_file
 
 _SCHEMES = ("nats", "tls")
 
@@ -54,8 +55,10 @@ def options(settings: Settings) -> dict[str, Any]:
     if settings.nats_auth_nkey is not None:
         chosen["nkeys_seed_str"] = settings.nats_auth_nkey
     if (path := settings.nats_auth_credentials_file) is not None:
-        if not os.path.isfile(path):
-            raise ConfigError(f"{settings.source('nats_auth_credentials_file')}={path!r}: no such file")
+        shown = f"{settings.source('nats_auth_credentials_file')}={path!r}"
+        check_file(path, shown)
+        if not os.path.exists(path):
+            raise ConfigError(f"{shown}: no such file")
         chosen["user_credentials"] = path
     context = _tls(settings)
     if context is not None:
@@ -68,20 +71,22 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     ca, cert, key = settings.nats_tls_ca, settings.nats_tls_client_cert, settings.nats_tls_client_key
     if not wants and ca is None and cert is None:
         return None
-    shown = ", ".join(
-        f"{settings.source(field)}={value!r}"
-        for field, value in (
+    named = {
+        f"{settings.source(field)}={path!r}": path
+        for field, path in (
             ("nats_tls_ca", ca),
             ("nats_tls_client_cert", cert),
             ("nats_tls_client_key", key),
         )
-        if value
-    )
+        if path
+    }
+    for shown, path in named.items():
+        check_file(path, shown)
     try:
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if cert is not None:
             context.load_cert_chain(cert, key)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{shown}: not PEM files that can be read: {error}") from error
+        raise ConfigError(f"{', '.join(named)}: not PEM files that can be read: {error}") from error
     return context

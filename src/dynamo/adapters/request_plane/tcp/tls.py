@@ -7,6 +7,7 @@ import ssl
 from dynamo.adapters.request_plane.tcp.descriptors import way_out
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, UnavailableError
+from dynamo.core.files import check_file
 
 
 def server_context(settings: Settings) -> ssl.SSLContext | None:
@@ -44,6 +45,7 @@ def is_mutual(settings: Settings) -> bool:
 
 def _load_chain(context: ssl.SSLContext, settings: Settings, cert: str, key: str) -> None:
     cert_path, key_path = getattr(settings, cert), getattr(settings, key)
+    _check_files(settings, cert, key)
     shown = f"{settings.source(cert)}={cert_path!r}" + (
         f", {settings.source(key)}={key_path!r}" if key_path else ""
     )
@@ -63,6 +65,7 @@ def _load_chain(context: ssl.SSLContext, settings: Settings, cert: str, key: str
 
 def _load_authorities(context: ssl.SSLContext, settings: Settings, field: str) -> None:
     path = getattr(settings, field)
+    _check_files(settings, field)
     try:
         context.load_verify_locations(path)
     except FileNotFoundError as error:
@@ -72,6 +75,13 @@ def _load_authorities(context: ssl.SSLContext, settings: Settings, field: str) -
         raise ConfigError(
             f"{settings.source(field)}={path!r}: not a PEM file of certificates: {error}"
         ) from error
+
+
+def _check_files(settings: Settings, *fields: str) -> None:
+    """That none is a pipe, which OpenSSL would wait for, and the loop with it."""
+    for field in fields:
+        if (path := getattr(settings, field)) is not None:
+            check_file(path, f"{settings.source(field)}={path!r}")
 
 
 def _check_descriptors(error: OSError, shown: str) -> None:
