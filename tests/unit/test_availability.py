@@ -75,6 +75,18 @@ async def test_calls_that_break_together_are_one_failure() -> None:
     await available.aclose()
 
 
+async def test_a_call_of_before_the_failure_that_breaks_after_it_is_over_is_part_of_it() -> None:
+    peers = table(2)
+    available = Availability(peers)
+    peer = peers.by_id[1]
+    available.failed(peer, 0, Probe(True))
+    await until(lambda: len(peers.ready) == 2)
+    available.failed(peer, 0, Probe(False))
+    assert peer.failures == 1
+    assert len(peers.ready) == 2
+    await available.aclose()
+
+
 async def test_failing_again_on_trial_makes_it_the_last_in_line() -> None:
     peers = table(2)
     available = Availability(peers)

@@ -82,6 +82,17 @@ async def test_there_and_back_again_is_no_change() -> None:
     assert await pending(watch) == []
 
 
+async def test_an_instance_that_comes_back_as_it_was_is_told_again() -> None:
+    watch = ConflatingWatch()
+    watch.reset((an_instance(1),))
+    await watch.receive()
+    for _ in range(2):
+        watch.remove(ENDPOINT, 1)
+        assert await pending(watch) == [removed(1)]
+        watch.put(an_instance(1))
+        assert await pending(watch) == [Put(instance=an_instance(1))]
+
+
 async def test_another_incarnation_is_removed_then_put_if_the_old_one_was_seen() -> None:
     watch = ConflatingWatch()
     watch.reset((an_instance(1),))
@@ -196,6 +207,16 @@ async def test_a_cancelled_read_loses_nothing() -> None:
     assert await watch.receive() == Put(instance=an_instance())
 
 
+async def test_a_read_that_was_given_up_leaves_its_place_to_the_next() -> None:
+    watch = ConflatingWatch()
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await watch.receive()
+    watch.reset(())
+    assert await watch.receive() == Snapshot(instances=())
+
+
 async def test_a_second_reader_is_refused() -> None:
     watch = ConflatingWatch()
     reader = asyncio.create_task(watch.receive())
@@ -224,6 +245,49 @@ async def test_a_feed_from_another_thread_wakes_the_reader() -> None:
         while sorted(key[1] for key in live) != list(range(2, 1001, 2)):
             apply(live, await watch.receive())
     feeder.join()
+
+
+class Incarnation(int):
+    """Does something, once, when a reader compares it with another: in the midst of taking a change."""
+
+    meanwhile: list[Callable[[], None]]
+
+    def __ne__(self, other: object) -> bool:
+        while self.meanwhile:
+            self.meanwhile.pop()()
+        return super().__ne__(other)
+
+
+@pytest.mark.parametrize(
+    "feed, present",
+    [
+        (lambda watch: watch.reset(()), []),
+        (lambda watch: watch.put(an_instance(1, 2)), [an_instance(1, 2)]),
+        (lambda watch: watch.remove(ENDPOINT, 1), []),
+        (lambda watch: watch.replace((an_instance(2),)), [an_instance(2)]),
+    ],
+    ids=["reset", "put", "remove", "replace"],
+)
+async def test_what_a_thread_feeds_while_the_reader_takes_a_change_is_not_lost(
+    feed: Callable[[ConflatingWatch], None], present: list[Instance]
+) -> None:
+    watch, live = ConflatingWatch(), dict[InstanceKey, Instance]()
+    watch.reset((an_instance(1),))
+    apply(live, await watch.receive())
+    feeder = threading.Thread(target=feed, args=[watch])
+
+    def meanwhile() -> None:
+        feeder.start()
+        feeder.join(0.05)  # in vain: it waits for the reader, who is here
+
+    incarnation = Incarnation(1)
+    incarnation.meanwhile = [meanwhile]
+    watch.put(an_instance(1, incarnation, "tcp://h:2"))
+    apply(live, await watch.receive())
+    feeder.join()
+    for change in await pending(watch):
+        apply(live, change)
+    assert list(live.values()) == present
 
 
 def test_a_feed_after_the_readers_loop_closed_harms_nobody() -> None:
