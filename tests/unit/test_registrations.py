@@ -192,6 +192,21 @@ async def test_a_name_that_is_taken_when_the_runtime_starts_is_a_conflict(backen
             assert second.connection_id() == 7
 
 
+async def test_a_conflict_over_what_is_wanted_no_more_is_no_trouble(backend: Backend) -> None:
+    backend.url += "?ttl_s=0.2"
+    backend.identities = [Identity(instance_id=7)]
+    async with runtime_on(backend) as first, runtime_on(backend) as second:
+        async with first.endpoint(PATH).serve(echo):
+            entering = asyncio.ensure_future(enter(second, PATH))
+            await until(
+                lambda: second._hosting.registrations is not None and second._hosting.registrations.pending
+            )
+            entering.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await bounded(entering)
+            assert second.health().status is Status.UP
+
+
 @pytest.mark.parametrize("expire, bound", [(True, ", up to 5 s)"), (False, ")")])
 async def test_a_restarted_process_waits_for_its_predecessor_and_says_so(
     backend: Backend,
@@ -298,6 +313,20 @@ async def test_who_has_left_is_registered_no_more() -> None:
         assert not store(runtime).entries
 
 
+async def test_a_removal_that_the_loss_of_the_lease_made_needless_is_no_trouble(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dynamo.core.serving.UNREGISTER_S", 0.05)
+    async with make_runtime() as runtime:
+        async with runtime.endpoint(PATH).serve(echo) as staying:
+            async with runtime.endpoint("a.b.leaving").serve(echo):
+                store(runtime).outage(True)
+            store(runtime).expire()
+            store(runtime).outage(False)
+            await until(lambda: store(runtime).entries.keys() == {staying.key})
+            await until(lambda: runtime.health().status is Status.UP)
+
+
 @pytest.mark.parametrize("away", [False, True])
 async def test_the_end_is_bounded_though_the_backend_is_away(
     away: bool, monkeypatch: pytest.MonkeyPatch
@@ -309,8 +338,8 @@ async def test_the_end_is_bounded_though_the_backend_is_away(
         await bounded(runtime.shutdown())
 
 
-async def enter(runtime: DistributedRuntime) -> None:
-    async with runtime.endpoint("a.b.entered").serve(echo):
+async def enter(runtime: DistributedRuntime, path: str = "a.b.entered") -> None:
+    async with runtime.endpoint(path).serve(echo):
         pass
 
 

@@ -158,6 +158,8 @@ class Registrations:
         lost, before = self._held or isinstance(error, LeaseLostError), self._lease_failure
         self._held, self._lease_failure = False, error
         self._registered.clear()
+        for removal in self._failures.keys() - self._wanted.keys():
+            del self._failures[removal]  # the loss has removed it
         if lost:
             logger.warning("the lease of instance %d is lost (%s); taking the next", self._instance_id, error)
             if self._telemetry is not None:
@@ -223,6 +225,8 @@ class Registrations:
                 raise
             except Exception as error:
                 well = False
+                if self._wanted.get(endpoint_id) is not wanted:
+                    continue  # of no interest: another thing is wanted meanwhile, or nothing
                 failure = _ours(error)
                 if endpoint_id not in self._failures and not isinstance(failure, UnavailableError):
                     logger.error(
