@@ -13,6 +13,7 @@ import pytest
 
 from dynamo.adapters.discovery.mem import MemDiscovery
 from dynamo.core.errors import ClosedError, DeadlineError, UnavailableError
+from dynamo.core.health import Health
 from dynamo.core.membership import Membership, Memberships
 from dynamo.core.model import EndpointId, Phase, Scope
 from dynamo.core.ports.discovery import Change, Put, Removed, Snapshot, Watch
@@ -153,6 +154,27 @@ async def test_the_watch_runs_while_somebody_uses_it_and_only_once() -> None:
         await membership.wait_for(lambda membership: len(membership.ready()) == 2, BOUND_S)
         await membership.aclose()
         assert asyncio.all_tasks() == before
+
+
+async def test_the_last_user_ends_what_asks_after_those_put_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynamo.core.availability.FIRST_BACKOFF_S", 0.002)
+    asked = asyncio.Event()
+
+    async def probe() -> Health:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with deployed() as world:
+        worker = await world.worker()
+        membership = Membership(ENDPOINT, world.discovery)
+        before = asyncio.all_tasks()
+        membership.retain()
+        await membership.wait_for(lambda membership: bool(membership.ready()), BOUND_S)
+        membership.availability.failed(membership.peers.by_id[worker.id], 0, probe)
+        await asyncio.wait_for(asked.wait(), BOUND_S)
+        membership.release()
+        await until(lambda: asyncio.all_tasks() == before)
 
 
 async def test_clients_of_one_endpoint_share_a_membership() -> None:

@@ -84,13 +84,16 @@ class Availability:
             peer.failures += 1
             self._wait(peer, probe)
 
-    async def aclose(self) -> None:
-        """Stop all timers and probes."""
+    def stop(self) -> None:
+        """Cancel all timers and probes."""
         for peer in self._peers.aside.values():
             if peer.timer is not None:
                 peer.timer.cancel()
                 peer.timer = None
-        probing = list(self._probing)
-        for task in probing:
+        for task in self._probing:
             task.cancel()
-        await asyncio.gather(*probing, return_exceptions=True)
+
+    async def aclose(self) -> None:
+        """Cancel them, and wait until they have ended."""
+        self.stop()
+        await asyncio.gather(*self._probing, return_exceptions=True)

@@ -100,6 +100,7 @@ class Membership:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        self.availability.stop()
         self.peers.replace(())
         self.synced, self.stale = False, None
 
