@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ import nats_server
 from dynamo.adapters.request_plane.nats import open_nats
 from dynamo.core.config import Settings
 from dynamo.core.errors import AuthError, ConfigError, StreamBrokenError, UnavailableError
-from integration.nats_calls import answer, both, configured, nats, outcome, start, works
+from dynamo.core.health import Status
+from dynamo.core.ports.request_plane import Request
+from integration.nats_calls import ITEM, answer, both, configured, nats, outcome, start, works
 from nats_server import NatsServer
 
 pytestmark = pytest.mark.anyio
@@ -148,6 +152,119 @@ async def test_who_may_not_listen_is_told_at_the_start(tmp_path: Path) -> None:
                     pass
         refused = await refusal(nats(server, nats_auth_username="nobody", nats_auth_password="p"))
         assert "_inbox" in str(refused).lower()
+
+
+def permitted(permissions: str) -> str:
+    """A server with two users: one may do all, the other what ``permissions`` say."""
+    return (
+        "authorization { users: [{ user: free, password: p }, "
+        f"{{ user: bound, password: p, permissions: {permissions} }}] }}"
+    )
+
+
+def user(server: NatsServer, name: str, connect_timeout_s: float = 30.0) -> Settings:
+    return nats(server, nats_auth_username=name, nats_auth_password="p", connect_timeout_s=connect_timeout_s)
+
+
+@asynccontextmanager
+async def free_worker(server: NatsServer, caller: Settings, **served: Any) -> AsyncIterator[Any]:
+    async with (
+        open_nats("nats://", user(server, "free")) as worker,
+        open_nats("nats://", caller) as plane,
+        worker.serve(answer, instance_id=1, incarnation=1, **served),
+    ):
+        yield plane
+
+
+async def test_the_permissions_on_the_page_are_enough(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "nats.md").read_text()
+    text = page[page.index("authorization {") :].partition("```")[0]
+    with configured(tmp_path, text) as server:
+
+        def settings(name: str) -> Settings:
+            return nats(server, nats_auth_username=name, nats_auth_password=name[0].upper())
+
+        async with (
+            asyncio.timeout(5),
+            open_nats("nats://", settings("worker")) as worker,
+            open_nats("nats://", settings("caller")) as caller,
+        ):
+            for given in (None, "nats:///demo.worker.*"):
+                async with worker.serve(answer, instance_id=1, incarnation=1, address=given) as served:
+                    (address,) = served.addresses
+                    request = Request(endpoint="demo.worker.generate", request_id="r", payload=ITEM)
+                    assert await outcome(caller.call(address, request)) is None
+                    assert (await caller.check(address)).status is Status.UP
+            assert isinstance(await outcome(start(caller, "nats:///0000000000000001")), AuthError)
+
+
+async def test_a_call_that_the_user_may_not_make_is_told_at_once(tmp_path: Path) -> None:
+    with configured(tmp_path, permitted('{ publish: { deny: "dyn.a.>" } }')) as server:
+        async with asyncio.timeout(5), free_worker(server, user(server, "bound")) as caller:
+            for _ in range(2):
+                error = await outcome(start(caller, "nats:///0000000000000001"))
+                assert type(error) is AuthError
+                assert str(error) == (
+                    f"the NATS server {server.url} (nats_server) does not let user 'bound' "
+                    "(nats_auth_username) publish to dyn.a.b.c.0000000000000001: add that, or dyn.>, to the "
+                    "permissions there"
+                )
+
+
+async def test_a_call_is_not_failed_for_one_whose_subject_differs_in_case(tmp_path: Path) -> None:
+    with configured(tmp_path, permitted('{ publish: { deny: "dyn.A.>" } }')) as server:
+        async with asyncio.timeout(5), free_worker(server, user(server, "bound")) as caller:
+            address = "nats:///0000000000000001"
+            waiting = start(caller, address, "waits")
+            forbidden = caller.call(address, Request(endpoint="A.b.c", request_id="r", payload=ITEM))
+            assert isinstance(await outcome(forbidden), AuthError)
+            assert await outcome(start(caller, address)) is None
+            assert not waiting.ended
+            waiting.kill()
+
+
+async def test_a_call_that_may_begin_and_not_go_on_is_told_why(tmp_path: Path) -> None:
+    with configured(tmp_path, permitted('{ publish: "dyn.a.b.c" }')) as server:
+        settings = user(server, "bound")
+        async with (
+            asyncio.timeout(5),
+            free_worker(server, settings, address="nats:///a.b.*") as caller,
+        ):
+            error = await outcome(start(caller, "nats:///a.b.*", "waits"))
+            assert isinstance(error, StreamBrokenError)
+            assert "does not let user 'bound' (nats_auth_username) publish to dyn.a.b.c.00000000" in str(
+                error
+            )
+
+
+async def test_a_worker_that_may_not_answer_logs_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with configured(tmp_path, permitted('{ publish: "dyn.>" }')) as server:
+        async with (
+            asyncio.timeout(5),
+            open_nats("nats://", user(server, "bound")) as worker,
+            open_nats("nats://", user(server, "free", connect_timeout_s=0.2)) as caller,
+            worker.serve(answer, instance_id=1, incarnation=1) as served,
+        ):
+            for _ in range(2):
+                assert isinstance(await outcome(start(caller, served.addresses[0])), UnavailableError)
+            (said,) = caplog.messages
+            assert said.startswith(
+                f"callers do not hear us: the NATS server {server.url} (nats_server) does "
+            )
+            assert "publish to _INBOX.dyn." in said
+            assert said.endswith(": add that, or _INBOX.dyn.>, to the permissions there")
+
+
+async def test_a_worker_that_may_not_ask_for_its_name_is_told(tmp_path: Path) -> None:
+    with configured(tmp_path, permitted('{ publish: "_INBOX.dyn.>" }')) as server:
+        async with asyncio.timeout(5), open_nats("nats://", user(server, "bound")) as worker:
+            with pytest.raises(
+                AuthError, match=r"does not let .* publish to dyn\._\._\._\.0000000000000001: add"
+            ):
+                async with worker.serve(answer, instance_id=1, incarnation=1):
+                    pass
 
 
 async def test_calls_go_on_over_the_server_that_is_left() -> None:

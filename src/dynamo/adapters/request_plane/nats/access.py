@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dynamo.core.config import Settings
-from dynamo.core.errors import ConfigError
+from dynamo.core.errors import AuthError, ConfigError
 from dynamo.core.files import check_file
 
 _SCHEMES = ("nats", "tls")
@@ -42,6 +42,20 @@ def hidden(url: str) -> str:
     """The URL without the password in it."""
     head, separator, host = url.rpartition("@")
     return f"{head.partition('://')[0]}://***@{host}" if separator else url
+
+
+def forbidden(server: str, settings: Settings, subject: str, all_subjects: str) -> AuthError:
+    """The server lets us in, and not publish to ``subject``; ``all_subjects`` is the pattern that we need."""
+    who = "the user in that URL" if "@" in settings.nats_server else "clients without a user"
+    for field in ("nats_auth_credentials_file", "nats_auth_nkey", "nats_auth_token"):
+        if getattr(settings, field) is not None:
+            who = f"the user of {settings.source(field)}"
+    if settings.nats_auth_username is not None:
+        who = f"user {settings.nats_auth_username!r} ({settings.source('nats_auth_username')})"
+    return AuthError(
+        f"the NATS server {server} ({settings.source('nats_server')}) does not let {who} publish to "
+        f"{subject}: add that, or {all_subjects}, to the permissions there"
+    )
 
 
 def options(settings: Settings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from attrs import frozen
 from dynamo.core.errors import ConfigError
 
 SCHEME = "nats:///"
+ALL = "dyn.>"  # subjects of workers
 PROBE = "_._._"  # in place of an endpoint, for checks: nobody can serve one of this name
 QUEUE = "dyn"  # of the workers of a group, one of which NATS chooses for each message
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")

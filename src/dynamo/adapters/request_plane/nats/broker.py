@@ -37,7 +37,9 @@ class Subscription:
 
 
 class Broker:
-    """Keeps one connection until ``aclose``; ``on_up`` is called each time when it stands."""
+    """Keeps one connection until ``aclose``; ``on_up`` is called each time when it stands, ``on_forbidden``
+    as the carrier's.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -48,6 +50,7 @@ class Broker:
         self._task: asyncio.Task[None] | None = None
         self._sure = asyncio.Event()  # the server answered lately
         self.on_up: Callable[[], None] | None = None
+        self.on_forbidden: Callable[[str], None] | None = None
         self.problem: DynamoError | None = None  # why it is down
 
     @property
@@ -133,6 +136,10 @@ class Broker:
                     await carrier.heard(self._settings)
             carrier.forget(one.number)
 
+    def forbidden(self, subject: str, all_subjects: str) -> AuthError:
+        """What tells that we may not publish to ``subject``; ``all_subjects`` is the pattern that we need."""
+        return access.forbidden(self.shown, self._settings, subject, all_subjects)
+
     def send(self, parts: Iterable[bytes | memoryview]) -> None:
         """Hand on whole commands; what is lost with the connection shows to the receiver as a gap."""
         if self._carrier is not None:
@@ -187,6 +194,7 @@ class Broker:
         carrier = await Carrier.open(server, self._settings, self._options, no_echo=no_echo)
         if no_echo:
             return carrier
+        carrier.on_forbidden = self.on_forbidden
         try:
             while missing := [one for one in self._subscriptions if one.carrier is not carrier]:
                 for one in missing:

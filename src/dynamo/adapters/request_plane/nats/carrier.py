@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import ssl
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Self, TypeAlias
@@ -23,17 +24,22 @@ CLOSE_S: Final = 1.0
 HIGH_WATER_BYTES: Final = 256 * 1024  # unwritten: from here on what is to be sent waits in its sessions
 INBOX: Final = "_INBOX.dyn"
 NO_RESPONDERS: Final = b"NATS/1.0 503"
-ABOUT_A_CALL: Final = "permissions violation for publish"  # which then ends as one that is not answered
+ABOUT_A_CALL: Final = "permissions violation for publish"
+FORBIDDEN: Final = re.compile(rb"""-ERR\s+'permissions violation for publish to "([^"]+)""", re.IGNORECASE)
 REFUSALS: Final = ("authorization violation", "authentication", "nkey", "permissions violation")
 
 
 class Carrier(Client):
-    """Connected by ``open``; ``lost`` is set when it is gone. ``receivers`` are found by subscription."""
+    """Connected by ``open``; ``lost`` is set when it is gone. ``receivers`` are found by subscription.
+
+    ``on_forbidden`` is called with the subject of a message that the server did not let us publish.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.lost = asyncio.Event()
         self.receivers: dict[str, Receive] = {}
+        self.on_forbidden: Callable[[str], None] | None = None
         self._said: Exception | None = None  # the last that the server complained of
 
     @classmethod
@@ -155,6 +161,13 @@ class Carrier(Client):
             except Exception as error:  # nats-py would read no more, and say nothing
                 about = {"message": f"a message to {subject!r} was not taken", "exception": error}
                 asyncio.get_running_loop().call_exception_handler(about)
+
+    async def _process_err(self, err_msg: str) -> None:
+        # Subjects know upper case, and what we are given does not: the line itself is still there.
+        found = FORBIDDEN.match(self._ps.buf)
+        if found is not None and self.on_forbidden is not None:
+            self.on_forbidden(found[1].decode())
+        await super()._process_err(err_msg)
 
     async def _told(self, error: Exception) -> None:
         if ABOUT_A_CALL not in str(error).lower():

@@ -33,7 +33,7 @@ async def claimed(broker: Broker, name: str, incarnation: int, settings: Setting
     other gives way.
     """
     async with broker.apart() as carrier:
-        claim = _Claim(carrier, name, incarnation, settings)
+        claim = _Claim(broker, carrier, name, incarnation, settings)
         await claim.hold()
         try:
             if broker.clustered:
@@ -45,12 +45,17 @@ async def claimed(broker: Broker, name: str, incarnation: int, settings: Setting
 
 
 class _Claim:
-    def __init__(self, carrier: Carrier, name: str, incarnation: int, settings: Settings) -> None:
-        self._carrier, self._incarnation, self._settings = carrier, incarnation, settings
+    def __init__(
+        self, broker: Broker, carrier: Carrier, name: str, incarnation: int, settings: Settings
+    ) -> None:
+        self._broker, self._carrier, self._settings = broker, carrier, settings
+        self._incarnation = incarnation
         self._subject = addresses.subject(addresses.PROBE, name)
         self._address = addresses.SCHEME + name
         self._number = 0
-        self._owned = self._gave_way = False
+        self._owned = self._gave_way = self._forbidden = False
+        self._patience = asyncio.timeout(None)
+        carrier.on_forbidden = self._not_asked
 
     async def hold(self) -> None:
         with self._told():
@@ -58,11 +63,11 @@ class _Claim:
             await self._carrier.heard(self._settings)
 
     async def settle(self) -> None:
-        """Return when nobody else is there."""
+        """Return when nobody else is there. Raises AuthError where we may not ask."""
         limit: Any = self._settings.connect_timeout_s  # nats-py says int, and takes any number
         question = QUESTION.pack(self._incarnation)
         try:
-            async with asyncio.timeout(2 * limit):
+            async with asyncio.timeout(2 * limit) as self._patience:
                 with self._told():
                     while not self._gave_way:
                         reply = await self._carrier.request(self._subject, question, limit)
@@ -74,6 +79,8 @@ class _Claim:
         except nats.errors.NoRespondersError:
             pass
         except TimeoutError as error:
+            if self._forbidden:
+                raise self._broker.forbidden(self._subject, addresses.ALL) from None
             raise ConflictError(
                 f"{self._address} is taken, by a process that did not answer within {limit:g} s "
                 f"({self._settings.source('connect_timeout_s')}); choose another name, or end that one. "
@@ -96,6 +103,12 @@ class _Claim:
             if not self._owned and QUESTION.unpack(data)[0] < self._incarnation:
                 self._gave_way = True
             self._carrier.send(answer(reply, LEAVING if self._gave_way else HERE))
+
+    def _not_asked(self, subject: str) -> None:
+        """The server threw our question away."""
+        if subject == self._subject and not self._forbidden:
+            self._forbidden = True
+            self._patience.reschedule(0)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

@@ -67,6 +67,11 @@ class SessionLink:
         return self._sent == 0
 
     @property
+    def heard(self) -> bool:
+        """Something came."""
+        return self._received > 0
+
+    @property
     def takes_calls(self) -> bool:
         return not self.retired and self.connection.accepts_calls
 

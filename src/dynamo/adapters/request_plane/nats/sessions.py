@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter
 
+from dynamo.adapters.request_plane.nats import addresses
 from dynamo.adapters.request_plane.nats.broker import Broker
 from dynamo.adapters.request_plane.nats.carrier import INBOX
 from dynamo.adapters.request_plane.nats.link import HEAD, LINGER_S, SessionLink
 from dynamo.core.wire.connection import Connection
+
+log = logging.getLogger(__name__)
 
 CLOSE_S = 1.0  # for what closing sessions still say to be sent
 HOLD_S = 100e-6  # after a message the next one may wait for so long, if there is more to come: it costs
@@ -35,10 +39,12 @@ class Sessions:
         self._held = 0  # bytes that were held at the end of the last tick
         self._full, self._idle = asyncio.Event(), asyncio.Event()
         self._refill: asyncio.Task[None] | None = None
+        self._warned = False  # since NATS was last there
 
     async def start(self) -> None:
         """Connect, and open the inbox. Raises UnavailableError, AuthError."""
         self._broker.on_up = self._resume
+        self._broker.on_forbidden = self._forbidden
         await self._broker.subscribe(f"{self._inbox}.>", self._receive)
         await self._broker.start()
         self._refill = self._loop.create_task(self._send_on())
@@ -121,6 +127,19 @@ class Sessions:
             if (link := self._links.get((False, session))) is not None:
                 link.received(sequence, memoryview(data)[HEAD.size :])
 
+    def _forbidden(self, subject: str) -> None:
+        """The server threw away what sessions said there: what is under way in them will not end well."""
+        links = [(served, link) for (served, _), link in self._links.items() if link.target == subject]
+        for served, link in links:
+            error = self._broker.forbidden(subject, f"{INBOX}.>" if served else addresses.ALL)
+            if served and not self._warned:
+                self._warned = True
+                log.warning("callers do not hear us: %s", error)
+            if served or link.heard:
+                link.finish(error)
+            elif not link.untouched:
+                link.fail(error)
+
     def _queue(self, link: SessionLink) -> None:
         self._ready.append(link)
         if not self._scheduled:
@@ -128,6 +147,7 @@ class Sessions:
             self._loop.call_soon(self._end_tick)
 
     def _resume(self) -> None:
+        self._warned = False
         for link in list(self._links.values()):
             link.resumed()
         self._send()
