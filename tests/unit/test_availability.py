@@ -37,7 +37,8 @@ class Probe:
 
 
 def test_the_back_off_doubles_up_to_a_limit_and_is_spread() -> None:
-    whole = [backoff_s(failures, 0) for failures in range(1, 40)]
+    whole = [backoff_s(failures, 0) for failures in range(1, 3000)]  # hours of outage
+    assert whole[0] == availability.FIRST_BACKOFF_S
     assert all(later in (2 * before, LONGEST_BACKOFF_S) for before, later in itertools.pairwise(whole))
     assert whole[-1] == LONGEST_BACKOFF_S
     assert backoff_s(1, 1) == whole[0] / 2
@@ -64,6 +65,20 @@ async def test_a_probe_that_fails_makes_it_wait_longer(answer: bool | Exception)
     await until(lambda: len(peers.ready) == 2)
     assert probe.asked == 3
     assert peers.by_id[1].failures == 3
+
+
+async def test_a_probe_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(availability, "PROBE_TIMEOUT_S", 0.01)
+    peers, answers = table(2), iter([asyncio.Event().wait, Probe(True)])
+
+    async def probe() -> Health:
+        answer = await next(answers)()
+        assert isinstance(answer, Health)
+        return answer
+
+    Availability(peers).failed(peers.by_id[1], 0, probe)
+    await until(lambda: len(peers.ready) == 2)
+    assert peers.by_id[1].failures == 2
 
 
 async def test_calls_that_break_together_are_one_failure() -> None:
