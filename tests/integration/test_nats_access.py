@@ -16,6 +16,7 @@ from typing import Any
 import nkeys
 import pytest
 import trustme
+from nats.aio.transport import TcpTransport
 
 import nats_server
 from dynamo.adapters.request_plane.nats import open_nats
@@ -100,6 +101,32 @@ async def test_a_credentials_file_of_the_account_gets_in(tmp_path: Path) -> None
                 "nats://", nats(server, nats_auth_credentials_file=str(tmp_path / "none.creds"))
             ):
                 pass
+
+
+@pytest.mark.blocks_loop
+async def test_a_certificate_is_asked_for_even_where_the_server_is_gone_before_we_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    files = {name: str(tmp_path / name) for name in ("ca", "cert", "key")}
+    authority.cert_pem.write_to_path(files["ca"])
+    certificate.cert_chain_pems[0].write_to_path(files["cert"])
+    certificate.private_key_pem.write_to_path(files["key"])
+    secure = TcpTransport.connect_tls
+
+    async def secure_late(*args: Any) -> None:
+        await secure(*args)
+        time.sleep(0.02)  # as where another task of this loop computes
+
+    monkeypatch.setattr(TcpTransport, "connect_tls", secure_late)
+    tls = f'cert_file: "{files["cert"]}", key_file: "{files["key"]}", ca_file: "{files["ca"]}", verify: true'
+    with configured(tmp_path, f"tls {{ {tls} }}") as server:
+        settings = Settings.from_env(
+            {}, nats_server=f"tls://127.0.0.1:{server.port}", nats_tls_ca=files["ca"], startup_timeout_s=2.0
+        )
+        for _ in range(5):  # whether we write first is chance
+            assert "wants a certificate of ours that it trusts" in str(await refusal(settings))
 
 
 async def test_a_server_that_wants_a_certificate_gets_ours(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
 from typing import Any
@@ -56,6 +57,23 @@ def forbidden(server: str, settings: Settings, subject: str, all_subjects: str) 
         f"the NATS server {server} ({settings.source('nats_server')}) does not let {who} publish to "
         f"{subject}: add that, or {all_subjects}, to the permissions there"
     )
+
+
+async def alert(server: str, context: ssl.SSLContext) -> ssl.SSLError | None:
+    """What it says, if anything, where a connection ends once TLS stands: who wrote to it before it read that
+    does not learn it, so this one only reads. Raises OSError.
+    """
+    url = urlsplit(server)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    try:
+        await reader.readline()  # before TLS it tells who it is
+        await writer.start_tls(context, server_hostname=url.hostname)
+        await reader.read(1)
+    except ssl.SSLError as error:
+        return error
+    finally:
+        writer.transport.abort()
+    return None
 
 
 def options(settings: Settings) -> dict[str, Any]:

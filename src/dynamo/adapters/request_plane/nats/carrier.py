@@ -67,6 +67,10 @@ class Carrier(Client):
         except BaseException as error:
             await carrier.leave(error)
             refusal = carrier._refusal(error) or carrier._refusal(carrier._said)
+            if refusal is None and isinstance(error, ConnectionError) and "tls" in options:
+                with contextlib.suppress(OSError, TimeoutError):
+                    async with asyncio.timeout(patience):
+                        refusal = carrier._refusal(await access.alert(server, options["tls"]))
             if refusal is not None:
                 raise _refused(server, settings, refusal) from error
             if isinstance(error, nats.errors.NoServersError) and carrier._said is not None:
