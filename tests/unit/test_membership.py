@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -156,7 +157,10 @@ async def test_the_watch_runs_while_somebody_uses_it_and_only_once() -> None:
         assert asyncio.all_tasks() == before
 
 
-async def test_the_last_user_ends_what_asks_after_those_put_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("leave", ["release", "aclose"])
+async def test_who_asks_after_those_put_aside_ends_with_the_watch(
+    monkeypatch: pytest.MonkeyPatch, leave: str
+) -> None:
     monkeypatch.setattr("dynamo.core.availability.FIRST_BACKOFF_S", 0.002)
     asked = asyncio.Event()
 
@@ -173,8 +177,24 @@ async def test_the_last_user_ends_what_asks_after_those_put_aside(monkeypatch: p
         await membership.wait_for(lambda membership: bool(membership.ready()), BOUND_S)
         membership.availability.failed(membership.peers.by_id[worker.id], 0, probe)
         await asyncio.wait_for(asked.wait(), BOUND_S)
+        if leave == "release":
+            membership.release()
+            await until(lambda: asyncio.all_tasks() == before)
+        else:
+            await membership.aclose()
+            assert asyncio.all_tasks() == before
+
+
+async def test_a_watch_that_has_ended_is_let_go() -> None:
+    async with deployed() as world:
+        membership = Membership(ENDPOINT, world.discovery)
+        before = asyncio.all_tasks()
+        membership.retain()
+        (watching,) = (weakref.ref(task) for task in asyncio.all_tasks() - before)
         membership.release()
         await until(lambda: asyncio.all_tasks() == before)
+        gc.collect()
+        assert watching() is None
 
 
 async def test_clients_of_one_endpoint_share_a_membership() -> None:
@@ -243,6 +263,7 @@ async def test_who_drains_and_who_was_put_aside_is_said() -> None:
     async with deployed() as world, followed(world) as membership:
         workers = [await world.worker() for _ in range(3)]
         await membership.wait_for(lambda membership: len(membership.ready()) == 3, BOUND_S)
+        assert membership.describe() == "discovery 'mem' lists 3"
         membership.apply(Put(instance=attrs.evolve(workers[0].instance, phase=Phase.DRAINING)))
         membership.peers.set_aside(membership.peers.by_id[workers[1].id])
         assert membership.describe() == "discovery 'mem' lists 2, 1 draining, 1 put aside after failures"
@@ -263,16 +284,21 @@ async def test_others_gives_up_on_a_backend_that_is_away() -> None:
         assert "could not be read" in await membership.others()
 
 
-async def test_looking_for_others_can_be_cancelled_and_ends_with_the_runtime() -> None:
+async def test_looking_for_others_can_be_cancelled_and_ends_with_the_runtime(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dynamo.core.membership.LISTING_TIMEOUT_S", 60)
     async with deployed() as world, followed(world) as membership:
         world.store.outage(True)
+        before = asyncio.all_tasks()
         first, second = (asyncio.create_task(membership.others()) for _ in range(2))
         await asyncio.sleep(0)
+        assert len(asyncio.all_tasks() - before) == 3  # both wait for one look
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
         await membership.aclose()
-        assert "could not be read" in await second
+        assert "could not be read" in await asyncio.wait_for(second, BOUND_S)
 
 
 class Told(Telemetry):
