@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import async_solipsism
 import attrs
 import pytest
 
-from dynamo.adapters.discovery.mem import MemDiscovery
+from dynamo.adapters.discovery.mem import MemDiscovery, MemStore
 from dynamo.core.errors import ClosedError, DeadlineError, UnavailableError
 from dynamo.core.health import Health
-from dynamo.core.membership import Membership, Memberships
+from dynamo.core.membership import REWATCH_LIMIT_S, Membership, Memberships
 from dynamo.core.model import EndpointId, Phase, Scope
 from dynamo.core.ports.discovery import Change, Put, Removed, Snapshot, Watch
 from dynamo.core.ports.telemetry import EndpointTelemetry, Side, Telemetry
@@ -166,7 +168,10 @@ async def test_who_asks_after_those_put_aside_ends_with_the_watch(
 
     async def probe() -> Health:
         asked.set()
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
         raise AssertionError
 
     async with deployed() as world:
@@ -257,6 +262,50 @@ async def test_a_watch_that_raises_is_an_outage_and_begun_again(caplog: pytest.L
         assert membership.stale is None
         assert "watching demo.backend.generate failed, trying again" in caplog.text
         await membership.aclose()
+
+
+class Breaking(Watch):
+    """Breaks after its first answer."""
+
+    def __init__(self) -> None:
+        self.answers: list[Change] = [Snapshot(instances=())]
+
+    async def receive(self) -> Change:
+        if not self.answers:
+            raise UnavailableError("no backend at mem://x")
+        return self.answers.pop()
+
+
+class FailingOften(MemDiscovery):
+    """The tenth watch gives one answer, the others none."""
+
+    def __init__(self) -> None:
+        super().__init__(MemStore(name="failing"), 10.0)
+        self.asked_at: list[float] = []
+
+    @asynccontextmanager
+    async def watch(self, scope: Scope) -> AsyncIterator[Watch]:
+        self.asked_at.append(asyncio.get_running_loop().time())
+        if len(self.asked_at) != 10:
+            raise UnavailableError("no backend at mem://x")
+        yield Breaking()
+
+
+def test_a_backend_that_fails_again_and_again_is_asked_less_often_until_it_answers() -> None:
+    discovery = FailingOften()
+
+    async def follow() -> None:
+        membership = Membership(ENDPOINT, discovery)
+        membership.retain()
+        await asyncio.sleep(60)
+        await membership.aclose()
+
+    with asyncio.Runner(loop_factory=async_solipsism.EventLoop) as virtual_time:
+        virtual_time.run(follow())
+    waits = [after - before for before, after in itertools.pairwise(discovery.asked_at)]
+    assert max(waits) <= REWATCH_LIMIT_S
+    assert waits[0] <= 0.2 < REWATCH_LIMIT_S / 2 <= waits[8]
+    assert waits[9] <= 0.2  # after the answer
 
 
 async def test_who_drains_and_who_was_put_aside_is_said() -> None:
