@@ -227,23 +227,27 @@ def r12_refuse_cuts_what_runs(patch: pytest.MonkeyPatch) -> None:
 def r13_one_window_for_all_streams(patch: pytest.MonkeyPatch) -> None:
     """Of one plane and direction; what an ended stream did not read comes back to the others."""
 
-    def start(self: End, plane: MemRequestPlane, other: MemRequestPlane) -> None:
-        init(self, plane, other)
-        pool = vars(plane).setdefault("pool", {})
-        self.__dict__["pool"] = pool.setdefault(type(self), [other.capability.window_bytes])
+    pools: dict[tuple[MemRequestPlane, type[End]], list[int]] = {}
+    spent: dict[End, int] = {}
+    pool_of: dict[End, list[int]] = {}
+
+    def start(
+        self: End, plane: MemRequestPlane, other: MemRequestPlane, input_over: bool, output_over: bool
+    ) -> None:
+        init(self, plane, other, input_over, output_over)
+        pool_of[self] = pools.setdefault((plane, type(self)), [other.capability.window_bytes])
 
     def get(self: End) -> int:
-        pool: list[int] = self.__dict__.get("pool", [0])
-        return pool[0]
+        return pool_of.get(self, [0])[0]
 
     def put(self: End, value: int) -> None:
-        if "pool" in self.__dict__:
-            self.__dict__["spent"] = self.__dict__.get("spent", 0) + get(self) - value
-            self.__dict__["pool"][0] = value
+        if self in pool_of:
+            spent[self] = spent.get(self, 0) + get(self) - value
+            pool_of[self][0] = value
 
     def finish(self: End, error: DynamoError | None, *, keep: bool) -> None:
         close(self, error, keep=keep)
-        put(self, get(self) + self.__dict__.get("spent", 0))
+        put(self, get(self) + spent.get(self, 0))
 
     init, close = End.__init__, End._close
     patch.setattr(End, "__init__", start)
@@ -281,6 +285,7 @@ def r15_wait_holds_the_item_while_it_waits(patch: pytest.MonkeyPatch) -> None:
             item = self._inbox.popleft()
             await asyncio.sleep(0)
             self._inbox.appendleft(item)
+            self.ended = False
 
     patch.setattr(End, "wait", hold)
 

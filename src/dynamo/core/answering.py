@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynamo.core import errors
 from dynamo.core.codec import decode, encode
-from dynamo.core.context import Context
+from dynamo.core.context import Context, context_of_call
 from dynamo.core.errors import (
     BadPayloadError,
     CallCancelledError,
@@ -61,10 +61,6 @@ class Answer:
         if (timeout_s := call.request.timeout_s) is not None:
             self._deadline = self._began_at + timeout_s
             self._timer = served.loop.call_later(timeout_s, self._expire)
-
-    @property
-    def queued(self) -> bool:
-        return self._task is None
 
     @property
     def priority(self) -> int:
@@ -153,9 +149,9 @@ class Answer:
 
     def _make_context(self) -> Context:
         request = self._call.request
-        context = self._context = Context(request.request_id, request.metadata)
-        context._deadline = self._deadline
-        context._link(self._context_cancelled)
+        context = self._context = context_of_call(
+            request.request_id, request.metadata, self._deadline, self._context_cancelled
+        )
         if self._call.stopped:
             context.stop_generating()
         return context
@@ -256,8 +252,8 @@ class Answer:
         )  # fmt: skip
 
     def _end(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        if (timer := self._timer) is not None:
+            timer.cancel()
             self._timer = None
         self._call.on_cancel = None
         self.over = True
@@ -265,7 +261,10 @@ class Answer:
         served = self._served
         if served.telemetry is not None:
             served.telemetry.ended(time.monotonic() - self._began_at, self._error)
-        served.finished(self)
+        if self._task is not None:
+            served.finished(self)
+        else:
+            served.given_up()
 
 
 def _cancelling() -> bool:

@@ -99,6 +99,8 @@ class Client:
         payload = attempt = None
         try:
             exchange.begin()
+            if (call := exchange.call) is not None:
+                await call.wait()  # not by ``next``: one coroutine less to wake through
             while (item := await exchange.next()) is not None:
                 if attempt is exchange.request:
                     raise CardinalityError(
@@ -343,10 +345,8 @@ class Client:
             left_s = context.timeout_s
             if left_s is not None and (timeout_s is None or left_s < timeout_s):
                 timeout_s = left_s
-        request = Request(
-            endpoint=self._endpoint, request_id=request_id, payload=payload, end=end, timeout_s=timeout_s,
-            metadata=headers, priority=priority,
-        )  # fmt: skip
+        # In the order of the fields: by name it would take half a microsecond more.
+        request = Request(self._endpoint, request_id, payload, end, 1, timeout_s, headers, priority)
         exchange = Exchange(out, request, strategy, idempotent)
         if timeout_s is not None:
             exchange.expire_in(timeout_s)

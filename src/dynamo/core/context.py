@@ -32,7 +32,14 @@ class Metadata(MutableMapping[str, str]):
     __slots__ = ("_values",)
 
     def __init__(self, values: Mapping[str, str] | None = None) -> None:
-        self._values = text_map(values) if values else {}
+        self._values: MutableMapping[str, str] = text_map(values) if values else {}
+
+    @classmethod
+    def _around(cls, values: MutableMapping[str, str]) -> Metadata:
+        """Of what was checked already, without a copy."""
+        metadata = cls.__new__(cls)
+        metadata._values = values
+        return metadata
 
     def __getitem__(self, key: str) -> str:
         return self._values[key]
@@ -88,7 +95,7 @@ class Context:
         if id is not None and not isinstance(id, str):
             raise TypeError(f"id is text, not {id!r}")
         self._id = id
-        self._metadata = Metadata(metadata) if metadata else None
+        self._metadata: MutableMapping[str, str] | None = Metadata(metadata) if metadata else None
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._stopped = self._killed = False
         self._event: asyncio.Event | None = None
@@ -104,9 +111,10 @@ class Context:
     @property
     def metadata(self) -> Metadata:
         """Travels with the request and with nested calls. Assigning replaces it."""
-        if self._metadata is None:
-            self._metadata = Metadata()
-        return self._metadata
+        metadata = self._metadata
+        if type(metadata) is not Metadata:
+            metadata = self._metadata = Metadata._around({} if metadata is None else metadata)
+        return metadata
 
     @metadata.setter
     def metadata(self, values: Mapping[str, str]) -> None:
@@ -202,3 +210,17 @@ class Context:
     def __repr__(self) -> str:
         state = "killed" if self._killed else "stopped" if self._stopped else "running"
         return f"Context(id={self.id()!r}, {state})"
+
+
+def context_of_call(
+    id: str, metadata: Mapping[str, str], deadline: float | None, hook: Callable[[bool], None]
+) -> Context:
+    """A handler's: what arrived was checked already. ``hook(killed)`` is called on every stop and kill."""
+    context = Context.__new__(Context)
+    context._id = id
+    context._metadata = metadata if type(metadata) is dict else dict(metadata)
+    context._deadline = deadline
+    context._stopped = context._killed = False
+    context._event = context._span_id = None
+    context._hooks = {0: hook}
+    return context

@@ -372,8 +372,8 @@ class Exchange:
         self.error = error
         if self.call is not None:
             self._leave()
-        if self.timer is not None:
-            self.timer.cancel()
+        if (timer := self.timer) is not None:
+            timer.cancel()
         if self.patience is not None:
             self.patience.close()
             self.patience = None
@@ -384,7 +384,8 @@ class Exchange:
             self._context._unlink(self._link)
         out = self.out
         out.active.discard(self)
-        self._interrupt()
+        if self._wake is not None:
+            self._interrupt()
         if out.telemetry is not None:
             out.telemetry.ended(monotonic() - self.began_at, None if error is None else type(error).__name__)
 

@@ -110,19 +110,24 @@ class Served:
         call.refuse(error)
 
     def finished(self, answer: Answer) -> None:
-        """The answer has ended, or was given up while it waited."""
-        if answer.queued:
-            self._queued -= 1
-            if (
-                len(self._queue) > 2 * self._queued + 16
-            ):  # mostly given up: do not let them pile up behind a busy handler
-                self._queue = [entry for entry in self._queue if not entry[2].over]
-                heapq.heapify(self._queue)
-        else:
-            self._running.discard(answer)
-            if self._queued and len(self._running) < self._limit:
-                self._begin_next()
-        if self._idle and not self.calls:
+        """Its handler has ended."""
+        self._running.discard(answer)
+        if self._queued and len(self._running) < self._limit:
+            self._begin_next()
+        if self._idle:
+            self._tell_idle()
+
+    def given_up(self) -> None:
+        """An answer is over that waited in the queue."""
+        self._queued -= 1
+        if len(self._queue) > 2 * self._queued + 16:  # mostly such: they are not to pile up behind the busy
+            self._queue = [entry for entry in self._queue if not entry[2].over]
+            heapq.heapify(self._queue)
+        if self._idle:
+            self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        if not self.calls:
             for waiter in self._idle:
                 if not waiter.done():
                     waiter.set_result(None)

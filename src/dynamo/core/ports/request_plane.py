@@ -54,7 +54,7 @@ class Capability:
     max_message_bytes: int  # of one item, encoded
 
 
-@define(kw_only=True, eq=False)
+@define(eq=False)
 class Request:
     """What opens a call. ``payload`` is the first input item; ``end`` says that it is the only one.
 

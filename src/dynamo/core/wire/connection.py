@@ -133,12 +133,12 @@ class Connection:
     @property
     def accepts_calls(self) -> bool:
         """``open`` may bring something: not closed, no GOAWAY came, the peer was not silent for K."""
-        return not (self.closed or self.draining or self._keepalive.stalled)
+        return not (self.closed or self.draining or self._keepalive.silence.stalled)
 
     @property
     def stalled(self) -> bool:
         """The peer was silent for K, and still is."""
-        return self._keepalive.stalled and not self.closed
+        return self._keepalive.silence.stalled and not self.closed
 
     @property
     def greeted(self) -> bool:
@@ -208,7 +208,8 @@ class Connection:
                 raise too_large(size, self._max_send)
         hello = self._hello
         stream = self._stream_type(self, request)
-        if not self.accepts_calls or len(self._streams) + len(self._waiting) >= hello.max_streams:
+        streams = len(self._streams) + len(self._waiting)
+        if self.closed or self.draining or self._keepalive.silence.stalled or streams >= hello.max_streams:
             stream.over = stream._in_done = stream._out_done = True
             stream._error = self._reason_not_to_open()
             return stream
@@ -262,7 +263,7 @@ class Connection:
             )
         if self.draining:
             return DrainingError(f"{peer} is draining and takes no new calls")
-        if self._keepalive.stalled:
+        if self._keepalive.silence.stalled:
             bound = f"{self.options.keepalive_s:g} s (DYN_KEEPALIVE_S)"
             return UnavailableError(f"nothing came from {peer} for {bound}: it is sent no new calls")
         return OverloadedError(f"{peer} takes {self._hello.max_streams} calls at a time on a connection")

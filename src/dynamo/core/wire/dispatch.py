@@ -235,7 +235,8 @@ class Dispatch:
             stream._items.append(payload)
             if flags & F_END:
                 stream._end_input()
-            stream._wake_reader()
+            if stream.on_readable is not None:
+                stream._wake_reader()
         except StreamFailure as failure:
             self._fail(stream, failure.error)
 

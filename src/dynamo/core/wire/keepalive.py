@@ -37,24 +37,19 @@ class Kept(Protocol):
 class Keepalive:
     """Bounds the opening and the silence of one open connection. It reads no clock."""
 
-    __slots__ = ("_began_at", "_connection", "_options", "_silence")
+    __slots__ = ("_began_at", "_connection", "_options", "silence")
 
     def __init__(self, connection: Kept, options: Options) -> None:
         self._connection, self._options = connection, options
-        self._silence = Silence(options.keepalive_s)
+        self.silence = Silence(options.keepalive_s)
         self._began_at: float | None = None
-
-    @property
-    def stalled(self) -> bool:
-        """The peer was silent for K, and still is."""
-        return self._silence.stalled
 
     def tick(self, now: float, heard: bool) -> float:
         """The next time to call it. ``heard``: something came since the last time.
 
         May ask with PING, end calls, or close the connection: the opening took too long, or 3 K of silence.
         """
-        connection, options, silence = self._connection, self._options, self._silence
+        connection, options, silence = self._connection, self._options, self.silence
         if not connection.ready:
             if self._began_at is None:
                 self._began_at = now

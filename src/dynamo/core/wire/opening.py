@@ -213,14 +213,10 @@ def decode_head(head: memoryview, default_window: int) -> tuple[Request, int]:
     for key, value in metadata.items():
         if type(key) is not str or type(value) is not str:
             raise Malformed("metadata: expected strings")
-    request = Request(
-        endpoint=endpoint,
-        request_id=request_id,
-        attempt=whole(fields, 2, "attempt", 1, _MAX_INT) if 2 in fields else 1,
-        timeout_s=None if timeout_us is None else timeout_us / 1_000_000,
-        metadata=metadata,
-        priority=whole(fields, 6, "priority", -(2**31), _MAX_INT) if 6 in fields else 0,
-    )
+    attempt = whole(fields, 2, "attempt", 1, _MAX_INT) if 2 in fields else 1
+    timeout_s = None if timeout_us is None else timeout_us / 1_000_000
+    priority = whole(fields, 6, "priority", -(2**31), _MAX_INT) if 6 in fields else 0
+    request = Request(endpoint, request_id, None, True, attempt, timeout_s, metadata, priority)
     if 4 in fields:
         return request, whole(fields, 4, "window", MIN_WINDOW, _MAX_INT)
     return request, default_window

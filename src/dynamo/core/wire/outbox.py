@@ -97,7 +97,8 @@ class Outbox:
 
     def has_room(self) -> bool:
         """Small items may be put; else they wait in their streams."""
-        self._settle()
+        if self._granted:
+            self._settle()
         return self.size < CONGESTED_BYTES
 
     def put(self, head: bytes, payload: Buffer, size: int) -> None:
@@ -125,7 +126,8 @@ class Outbox:
 
     def queue(self, frame: bytes) -> None:
         """Queue a frame behind the items."""
-        self._settle()
+        if self._granted:
+            self._settle()
         self.frames.append(frame)
         self.size += len(frame)
         if not self.scheduled:
@@ -167,7 +169,8 @@ class Outbox:
             self.control_size = 0
         else:
             taken = self.frames
-        self._settle()
+        if self._granted:
+            self._settle()
         if self.size <= JOIN_BYTES and len(taken) > 1:
             taken = [b"".join(taken)]
         self.frames = []

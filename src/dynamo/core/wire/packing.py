@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from dynamo.core.wire.frames import Malformed
 
 
-def _functions() -> tuple[Callable[[Any], bytes], Callable[[Any], Any]]:
+def _functions() -> tuple[Callable[[Any], bytes], Callable[[Any], dict[int, Any]]]:
     try:
         import msgspec
     except ModuleNotFoundError:
@@ -18,11 +18,18 @@ def _functions() -> tuple[Callable[[Any], bytes], Callable[[Any], Any]]:
             packed: Any = msgpack.packb(value)
             return bytes(packed)
 
-        def unpack(data: Any) -> Any:
-            return msgpack.unpackb(data, strict_map_key=False)
+        def unpack(data: Any) -> dict[int, Any]:
+            value = msgpack.unpackb(data, strict_map_key=False)
+            if type(value) is not dict:
+                raise ValueError("expected a map")
+            for key in value:
+                if type(key) is not int or key < 0:
+                    raise ValueError(f"expected an integer >= 0 as key, got {key!r:.40}")
+            return value
 
         return pack, unpack
-    return msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder().decode
+    keys: Any = Annotated[int, msgspec.Meta(ge=0)]
+    return msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(dict[keys, Any]).decode
 
 
 pack, _unpack = _functions()
@@ -32,15 +39,9 @@ _MISSING = object()
 def unpack_map(data: bytes | memoryview) -> dict[int, Any]:
     """One map with non-negative integer keys and nothing after it. Raises Malformed."""
     try:
-        value = _unpack(data)
+        return _unpack(data)
     except Exception as error:  # each package has classes of its own; RecursionError for deep nesting
-        raise Malformed(f"not MessagePack: {error}") from error
-    if type(value) is not dict:
-        raise Malformed("not a map")
-    for key in value:
-        if type(key) is not int or key < 0:
-            raise Malformed(f"key {key!r:.40}: expected a non-negative integer")
-    return value
+        raise Malformed(f"not a map in MessagePack with integers as keys: {error}") from error
 
 
 # Reading one field of a map. Types are compared, not tested: True is no integer here.

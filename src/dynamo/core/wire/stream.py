@@ -169,8 +169,10 @@ class Stream(Receiving):
         if self._reserved or self._extra:
             self._release()
         self._connection._finished(self)
-        self._wake_reader()
-        self._wake_writer()
+        if self.on_readable is not None:
+            self._wake_reader()
+        if self.on_writable is not None:
+            self._wake_writer()
         if (hook := self.on_over) is not None:
             self.on_over = None
             hook()

@@ -116,7 +116,7 @@ class Http2Connection:
     @property
     def stalled(self) -> bool:
         """The peer was silent for K, and still is."""
-        return self._keepalive.stalled and not self.closed
+        return self._keepalive.silence.stalled and not self.closed
 
     @property
     def has_output(self) -> bool:
@@ -156,7 +156,7 @@ class Http2Connection:
             if size > options.max_message_bytes:
                 raise too_large(size, options.max_message_bytes)
         opening = self._openings.of(request, self.peer.max_list)
-        if self.closed or self.draining or self._keepalive.stalled:
+        if self.closed or self.draining or self._keepalive.silence.stalled:
             call = Http2Call(self, request, 0)
             call.finish(reason_not_to_open(self))
             return call

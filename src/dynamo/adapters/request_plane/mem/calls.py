@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING, cast
 
 from dynamo.adapters.request_plane.mem.end import End, twin
 from dynamo.core.errors import CallCancelledError, DynamoError, Retry, StreamBrokenError
-from dynamo.core.ports.request_plane import IncomingCall, OutgoingCall, Payload, Request
+from dynamo.core.ports.request_plane import Request
 
 if TYPE_CHECKING:
     from dynamo.adapters.request_plane.mem.plane import MemRequestPlane, MemServer
 
 
-class Outgoing(End, OutgoingCall):
+class Outgoing(End):
     """The caller's end."""
 
-    _answered = False
+    __slots__ = ("_answered",)
 
-    def __init__(self, plane: MemRequestPlane, server: MemServer | None) -> None:
-        super().__init__(plane, plane if server is None else server.plane)
+    def __init__(self, plane: MemRequestPlane, other: MemRequestPlane, end: bool) -> None:
+        super().__init__(plane, other, False, end)
+        self._answered = False
         plane.calls.add(self)
 
-    def start(self, server: MemServer, request: Request, instance_id: int, incarnation: int) -> None:
-        """Send the request to ``server``."""
-        self._peer = worker = Incoming(server, self, request)
-        self._output_over = request.end
-        self._post(lambda _: worker.open(instance_id, incarnation))
+    def start(self, worker: Incoming) -> None:
+        """Send the request, which ``worker`` brings."""
+        self._peer = worker
+        self._post(_open)
 
     def give_up(self, error: DynamoError) -> None:
         """Nobody to send it to: that is the first thing received."""
@@ -38,7 +38,7 @@ class Outgoing(End, OutgoingCall):
 
     @property
     def answered(self) -> bool:
-        return self._answered or self._received > 0 or bool(self._inbox)
+        return self._answered or self.received > 0 or bool(self._inbox)
 
     def stop(self) -> None:
         if (worker := self._worker) is not None and not self._input_over:
@@ -55,11 +55,11 @@ class Outgoing(End, OutgoingCall):
                 self._post(lambda _: worker.cancel(error))
 
     def break_off(self, reason: str) -> None:
-        arrived = self._received + len(self._inbox)
+        arrived = self.received + len(self._inbox)
         self._close(StreamBrokenError(f"{reason}, after {arrived} items", received=arrived), keep=True)
 
     def _end_input(self, error: DynamoError | None) -> None:
-        if error is not None and error.retry is Retry.SAFE and (self._received or self._inbox):
+        if error is not None and error.retry is Retry.SAFE and (self.received or self._inbox):
             error.retry = Retry.UNKNOWN  # a handler had started
         self._answered = True
         self._close(error, keep=True)
@@ -70,33 +70,27 @@ class Outgoing(End, OutgoingCall):
         self.plane.calls.discard(self)
 
 
-class Incoming(End, IncomingCall):
-    """The worker's end."""
+class Incoming(End):
+    """The worker's end. ``expected``: the instance id and incarnation that the caller wants, 0 for any."""
 
-    on_cancel: Callable[[bool], None] | None = None
-    _stopped = _killed = False
+    __slots__ = ("_expected", "_server", "killed", "on_cancel", "request", "stopped")
 
-    def __init__(self, server: MemServer, caller: Outgoing, request: Request) -> None:
-        super().__init__(server.plane, caller.plane)
-        self._server, self._peer, self.request = server, caller, request
-        self._input_over = request.end
+    def __init__(
+        self, server: MemServer, caller: Outgoing, request: Request, expected: tuple[int, int]
+    ) -> None:
+        super().__init__(server.plane, caller.plane, request.end, False)
+        self._server, self._peer, self.request, self._expected = server, caller, request, expected
+        self.on_cancel: Callable[[bool], None] | None = None
+        self.stopped = self.killed = False
 
-    def open(self, instance_id: int, incarnation: int) -> None:
+    def open(self) -> None:
         """The request arrived: hand it to the server's ``accept``, or turn it away."""
         server = self._server
-        if (reason := server.reason_to_refuse(self.request, instance_id, incarnation)) is not None:
+        if (reason := server.reason_to_refuse(self.request, *self._expected)) is not None:
             self.refuse(reason)
         else:
             server.running.add(self)
             server.accept(self)
-
-    @property
-    def stopped(self) -> bool:
-        return self._stopped
-
-    @property
-    def killed(self) -> bool:
-        return self._killed
 
     def refuse(self, error: DynamoError) -> None:
         self._fail(twin(error, Retry.SAFE))
@@ -111,22 +105,25 @@ class Incoming(End, IncomingCall):
 
     def cancel(self, error: DynamoError | None) -> None:
         """The caller asks to finish (no error), or has left."""
-        if self not in self._server.running or (error is None and self._stopped):
+        if self not in self._server.running or (error is None and self.stopped):
             return
-        self._stopped = True
+        self.stopped = True
         if error is not None:
-            self._killed = True
+            self.killed = True
             self._server.running.discard(self)
             self._close(twin(error), keep=False)
         if self.on_cancel is not None:
-            self.on_cancel(self._killed)
+            self.on_cancel(self.killed)
 
     def break_off(self, reason: str) -> None:
         self._post(lambda peer: peer.break_off(reason))
-        self.cancel(StreamBrokenError(reason, received=self._received))
+        self.cancel(StreamBrokenError(reason, received=self.received))
 
-    def _transmit(self, payload: Payload | None, end: bool) -> None:
-        super()._transmit(payload, end)
-        if end:
-            self._server.running.discard(self)
-            self._close(None, keep=False)
+    def _end_output(self) -> None:
+        super()._end_output()
+        self._server.running.discard(self)
+        self._close(None, keep=False)
+
+
+def _open(worker: End) -> None:
+    cast(Incoming, worker).open()

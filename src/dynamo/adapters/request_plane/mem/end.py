@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from dynamo.core import errors
 from dynamo.core.errors import DynamoError, Retry, TooLargeError
-from dynamo.core.ports.request_plane import Channel, Payload
+from dynamo.core.ports.request_plane import Payload
 
 if TYPE_CHECKING:
     from dynamo.adapters.request_plane.mem.plane import MemRequestPlane
@@ -97,33 +97,42 @@ class Budget:
             end.grant()
 
 
-class End(Channel):
+class End:
     """It touches its own state only, on its own loop; the peer is reached by ``_post``."""
 
-    _peer: End | None = None
-    _owed = 0  # credit of items taken; goes back when it is much, or the reader waits
-    _scheduled = False
-    _queued = _NOTHING_QUEUED  # what the window does not let through; (None, True) is the end alone
-    _announced = False  # the first of them, as larger than the window
-    _output_over = False
-    _failure: DynamoError | None = None
-    _writable: asyncio.Future[None] | None = None
-    _received = 0
-    _asking = False  # the reader wants an item and none is here
-    promised = 0  # what the announced item needs beyond the window
-    _held = 0  # what it got of the budget
-    _input_over = False
-    _error: DynamoError | None = None
-    _readable: asyncio.Future[None] | None = None
+    __slots__ = (
+        "_announced", "_asking", "_credit", "_error", "_failure", "_half", "_held", "_inbox", "_input_over",
+        "_limit", "_loop", "_outbox", "_output_over", "_owed", "_peer", "_peer_window", "_queued",
+        "_readable", "_scheduled", "_window", "_writable", "ended", "plane", "promised", "received",
+    )  # fmt: skip
 
-    def __init__(self, plane: MemRequestPlane, other: MemRequestPlane) -> None:
+    def __init__(
+        self, plane: MemRequestPlane, other: MemRequestPlane, input_over: bool, output_over: bool
+    ) -> None:
         self.plane, self._loop = plane, plane.loop
-        self._limit = min(plane.max_message_bytes, other.max_message_bytes)
+        self._peer: End | None = None
+        limit, other_limit = plane.max_message_bytes, other.max_message_bytes
+        self._limit = limit if limit < other_limit else other_limit
+        self._scheduled = False
+        # Sending.
         self._outbox: list[Message] = []
         self._peer_window = self._credit = other.window_bytes
-        self._window = plane.window_bytes
-        self._half = plane.window_bytes // 2
+        self._queued = _NOTHING_QUEUED  # what the window does not let through; (None, True) is the end alone
+        self._announced = False  # the first of them, as larger than the window
+        self._output_over = output_over
+        self._failure: DynamoError | None = None
+        self._writable: asyncio.Future[None] | None = None
+        # Receiving.
         self._inbox: deque[Payload] = deque()
+        self._window, self._half = plane.window_bytes, plane.half_window
+        self._owed = 0  # credit of items taken; goes back when it is much, or the reader waits
+        self._asking = False  # the reader wants an item and none is here
+        self.promised = 0  # what the announced item needs beyond the window
+        self._held = 0  # what it got of the budget
+        self._input_over = self.ended = input_over  # the second: and all was taken
+        self._error: DynamoError | None = None
+        self._readable: asyncio.Future[None] | None = None
+        self.received = 0
 
     def send(self, payload: Payload, *, end: bool = False) -> bool:
         if (
@@ -134,11 +143,11 @@ class End(Channel):
             and not self._output_over
         ):
             self._credit = credit
+            self._outbox.append(payload)
             if end:
                 self._output_over = True
-                self._transmit(payload, end)
+                self._end_output()
                 return True
-            self._outbox.append(payload)
             if not self._scheduled:
                 self._schedule()
             return credit > 0
@@ -151,7 +160,10 @@ class End(Channel):
     def end(self) -> None:
         if not self._output_over:
             self._output_over = True
-            self._queue(None, True)
+            if self._queued:
+                self._queued.append((None, True))
+            else:
+                self._end_output()
 
     @property
     def _has_room(self) -> bool:
@@ -165,10 +177,13 @@ class End(Channel):
     def receive_nowait(self) -> Payload | None:
         inbox = self._inbox
         if not inbox:
-            self._ask()
+            if not self._asking:
+                self._ask()
             return None
         payload = inbox.popleft()
-        self._received += 1
+        if self._input_over and not inbox:
+            self.ended = True
+        self.received += 1
         owed = self._owed = self._owed + len(payload) + ITEM_COST
         if owed > self._half:
             self._give_back(len(payload) + ITEM_COST)
@@ -183,22 +198,15 @@ class End(Channel):
             self._schedule()
 
     @property
-    def ended(self) -> bool:
-        return self._input_over and not self._inbox
-
-    @property
     def error(self) -> DynamoError | None:
         return self._error if self.ended else None
 
-    @property
-    def received(self) -> int:
-        return self._received
-
     async def wait(self) -> None:
         while not self._inbox and not self._input_over:
-            self._ask()
-            self._readable = self._loop.create_future()
-            await self._readable
+            if not self._asking:
+                self._ask()
+            readable = self._readable = self._loop.create_future()
+            await readable
 
     @abstractmethod
     def break_off(self, reason: str) -> None:
@@ -209,7 +217,8 @@ class End(Channel):
     def _post(self, message: Message) -> None:
         self._outbox.append(message)
         self.plane.urgent = True
-        self._schedule()
+        if not self._scheduled:
+            self._schedule()
 
     @property
     def waiting(self) -> int:
@@ -217,9 +226,11 @@ class End(Channel):
         return len(self._outbox)
 
     def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self.plane.flush_soon(self)
+        self._scheduled = True
+        plane = self.plane
+        if not plane.posting:
+            plane.flush_soon()
+        plane.posting.append(self)
 
     def flush(self) -> None:
         """Hand over what was posted."""
@@ -243,11 +254,11 @@ class End(Channel):
             self._credited(credit)
         inbox = self._inbox
         for message in batch:
-            if isinstance(message, (bytes, memoryview)):
+            if message is None:
+                self._end_input(None)
+            elif isinstance(message, (bytes, memoryview)):
                 if not self._input_over:
                     inbox.append(message)
-            elif message is None:
-                self._end_input(None)
             else:
                 message(self)
         if inbox:
@@ -285,26 +296,32 @@ class End(Channel):
         if payload is not None:
             self._outbox.append(payload)
         if end:
-            failure = self._failure
-            self._post(None if failure is None else lambda peer: peer._end_input(failure))
+            self._end_output()
         elif not self._scheduled:
             self._schedule()
+
+    def _end_output(self) -> None:
+        """Nothing is left to be sent before the end."""
+        failure = self._failure
+        self._post(None if failure is None else lambda peer: peer._end_input(failure))
 
     def _credited(self, size: int) -> None:
         self._credit += size
         self._pump()
-        if self._has_room:
-            wake(self._writable)
+        if (waiter := self._writable) is not None and self._has_room:
+            wake(waiter)
 
     # Receiving.
 
     def _end_input(self, error: DynamoError | None) -> None:
         self._input_over, self._error = True, error
-        wake(self._readable)
+        self.ended = not self._inbox
+        if (waiter := self._readable) is not None:
+            wake(waiter)
 
     def _ask(self) -> None:
         self._asking = True
-        if self._owed:
+        if self._owed and not self._scheduled:
             self._schedule()
         if self.promised:
             self.plane.budget.ask(self)
@@ -330,12 +347,15 @@ class End(Channel):
         self._output_over = True
         if self._queued:
             self._queued.clear()
-        wake(self._writable)
-        if not (keep and self._input_over):
-            self._input_over, self._error = True, error
-            wake(self._readable)
+        if (waiter := self._writable) is not None:
+            wake(waiter)
         if not keep:
             self._inbox.clear()
+        if not (keep and self._input_over):
+            self._input_over, self._error = True, error
+            if (waiter := self._readable) is not None:
+                wake(waiter)
+        self.ended = not self._inbox
         if self.promised:
             self.plane.budget.forget(self)
             self.promised = 0
@@ -343,7 +363,7 @@ class End(Channel):
             self._release()
 
 
-def wake(waiter: asyncio.Future[None] | None) -> None:
-    """End a wait that may not be there, or was cancelled."""
-    if waiter is not None and not waiter.done():
+def wake(waiter: asyncio.Future[None]) -> None:
+    """End a wait; it may have been cancelled in the meantime."""
+    if not waiter.done():
         waiter.set_result(None)

@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from time import perf_counter
 from urllib.parse import urlsplit
-from weakref import WeakValueDictionary
+from weakref import ref
 
 from dynamo.adapters.request_plane.mem.calls import Incoming, Outgoing
-from dynamo.adapters.request_plane.mem.end import Budget, End, check_size, cost_of, snapshot
+from dynamo.adapters.request_plane.mem.end import ITEM_COST, Budget, End, check_size, snapshot
 from dynamo.core.config import Settings
 from dynamo.core.errors import (
     ClosedError,
@@ -38,7 +38,7 @@ from dynamo.core.registry import url_options
 QUIET_S = 100e-6  # without handing over: nothing is likely to come soon
 HOLD_S = 1e-3  # an item of a stream waits at most so long, and a tick, for those that come after it
 
-_servers: WeakValueDictionary[str, MemServer] = WeakValueDictionary()
+_servers: dict[str, ref[MemServer]] = {}
 _counter = itertools.count(1)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_servers.clear)  # their loops stayed in the parent
@@ -76,7 +76,7 @@ class MemServer(Server):
     def abort(self) -> None:
         """Vanish, as a killed process would: every call breaks and the address is free."""
         self._closed = True
-        if _servers.get(self._address) is self:
+        if _server_at(self._address) is self:
             del _servers[self._address]
         for call in list(self.running):
             call.break_off(f"the server at {self._address} was closed")
@@ -92,11 +92,12 @@ class MemServer(Server):
             )
         if self._refusing:
             return DrainingError(f"{self._address} is shutting down and takes no new call")
-        size = 0 if request.payload is None else cost_of(request.payload) - self.plane.capability.window_bytes
-        if size > 0 and not self.plane.budget.fits(size):
-            return OverloadedError(
-                f"{self._address} has no room for a request of {size} bytes past its window"
-            )
+        if (payload := request.payload) is not None:
+            size = len(payload) + ITEM_COST - self.plane.window_bytes
+            if size > 0 and not self.plane.budget.fits(size):
+                return OverloadedError(
+                    f"{self._address} has no room for a request of {size} bytes past its window"
+                )
         return None
 
 
@@ -107,11 +108,12 @@ class MemRequestPlane(RequestPlane):
         self.loop, self.budget, self.calls = loop, Budget(settings.receive_budget_bytes), set[Outgoing]()
         self._name, self._closed = name, False
         self._servers: set[MemServer] = set()
-        self._posting: list[End] = []
+        self.posting: list[End] = []  # what has something to hand over
         self._posting_since = self._flushed_at = 0.0
         self._held = 0  # items that were not handed over at the end of the last tick
         self.urgent = False  # more than items is to be handed over
-        self.window_bytes, self.max_message_bytes = settings.window_bytes, settings.max_message_bytes
+        self.window_bytes, self.half_window = settings.window_bytes, settings.window_bytes // 2
+        self.max_message_bytes = settings.max_message_bytes
         self._capability = Capability(
             schemes=("mem",),
             cross_process=False,
@@ -133,8 +135,11 @@ class MemRequestPlane(RequestPlane):
             address = f"mem://{self._name}-{next(_counter)}" if self._name else f"mem://{next(_counter)}"
         _check_address(address)
         server = MemServer(self, accept, address, instance_id, incarnation)
-        if _servers.setdefault(address, server) is not server:
-            raise ConflictError(f"{address} is already served in this process; leave that `serve` first")
+        mine = ref(server)
+        if _servers.setdefault(address, mine)() is not server:
+            if _server_at(address) is not None:
+                raise ConflictError(f"{address} is already served in this process; leave that `serve` first")
+            _servers[address] = mine  # its loop was dropped, and it with that
         self._servers.add(server)
         try:
             yield server
@@ -145,59 +150,59 @@ class MemRequestPlane(RequestPlane):
     def call(
         self, address: str, request: Request, *, instance_id: int = 0, incarnation: int = 0
     ) -> OutgoingCall:
-        self._check_open()
-        server = _servers.get(address)
+        if self._closed or asyncio.get_running_loop() is not self.loop:
+            self._check_open()
+        server = _server_at(address)
         if server is None or server.plane.loop.is_closed():
             _check_address(address)
-            call = Outgoing(self, None)
-            call.give_up(UnavailableError(f"nobody serves {address} in this process"))
-        elif server.draining:
-            call = Outgoing(self, None)
-            call.give_up(DrainingError(f"{address} is draining and takes no new call"))
-        else:
-            call = Outgoing(self, server)
-            call.start(server, self._copy(request, server.plane), instance_id, incarnation)
+            return self._nowhere(request, UnavailableError(f"nobody serves {address} in this process"))
+        if server.draining:
+            return self._nowhere(request, DrainingError(f"{address} is draining and takes no new call"))
+        other = server.plane
+        copied = self._copy(request, other)
+        call = Outgoing(self, other, request.end)
+        call.start(Incoming(server, call, copied, (instance_id, incarnation)))
+        return call
+
+    def _nowhere(self, request: Request, error: DynamoError) -> Outgoing:
+        call = Outgoing(self, self, request.end)
+        call.give_up(error)
         return call
 
     def _copy(self, request: Request, other: MemRequestPlane) -> Request:
         payload = request.payload
         if payload is not None:
-            check_size(payload, min(self._capability.max_message_bytes, other.capability.max_message_bytes))
-            payload = snapshot(payload)
+            check_size(payload, min(self.max_message_bytes, other.max_message_bytes))
+            if type(payload) is not bytes:
+                payload = snapshot(payload)
         return Request(
-            endpoint=request.endpoint,
-            request_id=request.request_id,
-            payload=payload,
-            end=request.end,
-            attempt=request.attempt,
-            timeout_s=request.timeout_s,
-            metadata=dict(request.metadata),
-            priority=request.priority,
-        )
+            request.endpoint, request.request_id, payload, request.end, request.attempt, request.timeout_s,
+            dict(request.metadata), request.priority,
+        )  # fmt: skip
 
     async def check(self, address: str) -> Health:
-        if address in _servers:
+        if _server_at(address) is not None:
             return Health(status=Status.UP, detail=f"{address} is served in this process")
         return Health(status=Status.DOWN, detail=f"nobody serves {address} in this process")
 
-    def flush_soon(self, end: End) -> None:
-        """For all ends that have something to hand over: at the end of the tick, or of one of the next."""
-        if not self._posting:
-            self._posting_since = perf_counter()
-            self.loop.call_soon(self._flush)
-        self._posting.append(end)
+    def flush_soon(self) -> None:
+        """The first end is about to be in ``posting``: they hand over at the end of the tick, or of one of
+        the next.
+        """
+        self._posting_since = perf_counter()
+        self.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """Right after others items wait for those of the next tick, while each brings more, so that their
         readers wake less often; whatever else there is waits for nothing.
         """
         if not self.urgent and self._posting_since - self._flushed_at < QUIET_S:
-            waiting = sum([end.waiting for end in self._posting])
+            waiting = sum([end.waiting for end in self.posting])
             if waiting > self._held and perf_counter() - self._posting_since < HOLD_S:
                 self._held = waiting
                 self.loop.call_soon(self._flush)
                 return
-        posting, self._posting = self._posting, []
+        posting, self.posting = self.posting, []
         self._held, self.urgent = 0, False
         for end in posting:
             end.flush()
@@ -218,6 +223,11 @@ class MemRequestPlane(RequestPlane):
             call.leave(ClosedError("the request plane was closed while the call ran"))
         for server in list(self._servers):
             server.abort()
+
+
+def _server_at(address: str) -> MemServer | None:
+    reference = _servers.get(address)
+    return None if reference is None else reference()
 
 
 def _check_address(address: str) -> None:

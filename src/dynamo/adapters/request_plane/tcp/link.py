@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import cast
 
 from dynamo.core.errors import DynamoError
+from dynamo.core.ports.request_plane import Request
 from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.stream import Stream
 
@@ -75,6 +76,7 @@ class Link(asyncio.BufferedProtocol):
         self.closed = False
         self.connected = False  # it has, or had, a transport
         self.arrival: asyncio.Task[None] | None = None  # what will bring it one
+        self.open = cast("Callable[[Request], Call]", connection.open)  # Call is its type of streams
         self._silent_hint = silent_hint
         self._buffer = connection.get_buffer
         self._loop = asyncio.get_running_loop()
@@ -173,7 +175,8 @@ class Link(asyncio.BufferedProtocol):
             return
         self._held = 0
         self._flush_scheduled = self._prompted = False
-        self._flush()
+        if waiting or self.connection.has_output or self.connection.closed:
+            self._flush()
 
     def _flush(self) -> None:
         """Write what there is."""

@@ -67,7 +67,7 @@ class TcpRequestPlane(CarriedPlane):
         link = self._links.get((address, instance_id, incarnation))
         if link is None or self._is_spent(link):
             link = self._silent(instance_id, incarnation) or self._dial(address, instance_id, incarnation)
-        return cast(Call, link.connection.open(request))
+        return link.open(request)
 
     def _silent(self, instance_id: int, incarnation: int) -> Link | None:
         """A link to that instance which has stalled: a frozen process answers at no other address either."""

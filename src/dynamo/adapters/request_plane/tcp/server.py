@@ -16,7 +16,7 @@ from dynamo.adapters.request_plane.carried import CarriedServer
 from dynamo.adapters.request_plane.tcp import tls, unix
 from dynamo.adapters.request_plane.tcp.addresses import ANY_HOST, HostPort, UnixPath, own_address
 from dynamo.adapters.request_plane.tcp.arrivals import QUEUE, Arrivals, Door
-from dynamo.adapters.request_plane.tcp.link import Call, Link
+from dynamo.adapters.request_plane.tcp.link import Link
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, ConflictError, UnsupportedError
 from dynamo.core.ports.request_plane import Accept
@@ -35,7 +35,7 @@ class TcpServer(CarriedServer):
     def __init__(self, accept: Accept, connection: Callable[[Callable[[Stream], None]], Connection]) -> None:
         super().__init__()
         self._connection = connection
-        self._accept_call = accept
+        self._accept = cast("Callable[[Stream], None]", accept)  # its streams are Calls
         self._links: set[Link] = set()
         self._opening: dict[Link, None] = {}  # insertion order: the first is the oldest
         self._idle, self._all_known = asyncio.Event(), asyncio.Event()
@@ -80,9 +80,6 @@ class TcpServer(CarriedServer):
         if len(self._opening) > MAX_OPENING:
             next(iter(self._opening)).abort()
         return link
-
-    def _accept(self, stream: Stream) -> None:
-        self._accept_call(cast(Call, stream))
 
     def _carrying(self) -> Iterable[Link]:
         return self._links
