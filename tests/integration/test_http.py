@@ -296,9 +296,10 @@ async def test_a_taken_port_is_told(shop: Served) -> None:
     with pytest.raises(ConfigError, match=rf"port {port} is in use.*--http-port"):
         async with serve_http(shop.services, port=port or 0):
             pass
-    with pytest.raises(ConfigError, match=r"no HTTP server can listen on 192\.0\.2\.1:0 \(--http-host"):
-        async with serve_http(shop.services, port=0, host="192.0.2.1"):
-            pass
+    for host in ("192.0.2.1", "no..name"):
+        with pytest.raises(ConfigError, match=rf"no HTTP server can listen on {host}:0 \(--http-host"):
+            async with serve_http(shop.services, port=0, host=host):
+                pass
 
 
 async def test_two_that_share_a_port_both_get_connections(shop: Served) -> None:

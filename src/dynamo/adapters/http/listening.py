@@ -31,15 +31,15 @@ def listen(host: str | None, port: int, *, reuse_port: bool = False) -> socket.s
             )
         family = socket.getaddrinfo(host or LOOPBACK, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host or "", port), family=family, reuse_port=reuse_port)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+    except (OSError, UnicodeError) as error:  # that one: it could not be asked for
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise ConfigError(
                 f"port {port} is in use, so no HTTP server can listen on {where}: end what listens there, or "
                 "choose another one with --http-port (port= of serve_http), or 0 for any that is free"
             ) from error
         raise ConfigError(
             f"no HTTP server can listen on {where} (--http-host, --http-port, or host= and port= "
-            f"of serve_http): {error.strerror or error}"
+            f"of serve_http): {getattr(error, 'strerror', None) or error}"
         ) from error
 
 

@@ -132,9 +132,9 @@ def bind(settings: Settings) -> socket.socket:
         where = host or ""
         family = socket.getaddrinfo(where or LOOPBACK, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((where, port), family=family)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # that one: it could not be asked for
         where = f"{host or '*'}:{port}"
-        if error.errno == errno.EADDRINUSE:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise ConflictError(
                 f"the system status server cannot listen on {where} ({variable}): the port is in use, "
                 f"maybe by another runtime of this process; choose another one, or 0 for any that is free"
