@@ -16,7 +16,7 @@ from dynamo.adapters.request_plane.mem import MemRequestPlane, MemServer, open_m
 from dynamo.adapters.request_plane.mem import calls as mem_calls
 from dynamo.adapters.request_plane.mem import end as mem_end
 from dynamo.adapters.request_plane.mem import plane as mem_plane
-from dynamo.adapters.request_plane.mem.calls import Incoming, Outgoing
+from dynamo.adapters.request_plane.mem.calls import Call
 from dynamo.adapters.request_plane.mem.end import Budget, End, Message
 from dynamo.core.config import Settings
 from dynamo.core.errors import DynamoError, Retry, UnavailableError
@@ -66,29 +66,30 @@ def r1_a_buffer_is_shared(patch: pytest.MonkeyPatch) -> None:
 
 @breakage
 def r1_in_a_crowd_items_go_to_another_stream(patch: pytest.MonkeyPatch) -> None:
-    deliver = Outgoing._deliver
+    deliver = Call._deliver
 
-    def stray(self: Outgoing, batch: list[Message], credit: int) -> None:
+    def stray(self: Call, batch: list[Message], credit: int) -> None:
         deliver(self, [], credit)
         for message in batch:
-            others = [call for call in self.plane.calls if call is not self and call._inbox]
+            others = [call for call in self.plane.calls if self in self.plane.calls and call is not self]
+            others = [call for call in others if call._inbox]
             astray = isinstance(message, (bytes, memoryview)) and len(others) > 20
             deliver(others[0] if astray else self, [message], 0)
 
-    patch.setattr(Outgoing, "_deliver", stray)
+    patch.setattr(Call, "_deliver", stray)
 
 
 @breakage
 def r2_call_raises_where_nobody_serves(patch: pytest.MonkeyPatch) -> None:
-    def give_up(self: Outgoing, error: DynamoError) -> None:
+    def give_up(self: Call, error: DynamoError) -> None:
         raise error
 
-    patch.setattr(Outgoing, "give_up", give_up)
+    patch.setattr(Call, "give_up", give_up)
 
 
 @breakage
 def r3_a_refusal_keeps_its_verdict(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Incoming, "refuse", Incoming.fail)
+    patch.setattr(Call, "refuse", Call.fail)
 
 
 @breakage
@@ -125,50 +126,63 @@ def r5_nothing_is_larger_than_the_budget(patch: pytest.MonkeyPatch) -> None:
 
 @breakage
 def r6_kill_stays_here(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Outgoing, "leave", lambda self, error: self._close(error, keep=False))
+    patch.setattr(Call, "leave", lambda self, error: self._close(error, keep=False))
 
 
 @breakage
 def r7_stop_kills(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Outgoing, "stop", Outgoing.kill)
+    patch.setattr(Call, "stop", Call.kill)
 
 
 @breakage
 def r7_stop_is_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Outgoing, "stop", lambda self: None)
+    patch.setattr(Call, "stop", lambda self: None)
 
 
 @breakage
 def r8_a_broken_link_looks_like_an_end(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Outgoing, "break_off", lambda self, reason: self._close(None, keep=True))
+    break_off = Call.break_off
+
+    def end(self: Call, reason: str) -> None:
+        if self._server is None:
+            self._close(None, keep=True)
+        else:
+            break_off(self, reason)
+
+    patch.setattr(Call, "break_off", end)
 
 
 @breakage
 def r8_the_worker_is_not_told(patch: pytest.MonkeyPatch) -> None:
-    def break_off(self: Incoming, reason: str) -> None:
-        self._post(lambda peer: peer.break_off(reason))
+    break_off = Call.break_off
 
-    patch.setattr(Incoming, "break_off", break_off)
+    def tell_the_caller(self: Call, reason: str) -> None:
+        if self._server is None:
+            break_off(self, reason)
+        else:
+            self._post(lambda peer: peer.break_off(reason))
+
+    patch.setattr(Call, "break_off", tell_the_caller)
 
 
 @breakage
 def r9_an_error_overtakes_items(patch: pytest.MonkeyPatch) -> None:
-    def fail(self: Incoming, error: DynamoError) -> None:
+    def fail(self: Call, error: DynamoError) -> None:
         if not self._output_over:
             self._queued.clear()
             self._fail(mem_end.twin(error))
 
-    patch.setattr(Incoming, "fail", fail)
+    patch.setattr(Call, "fail", fail)
 
 
 @breakage
 def r9_every_error_is_remote(patch: pytest.MonkeyPatch) -> None:
-    def fail(self: Incoming, error: DynamoError) -> None:
+    def fail(self: Call, error: DynamoError) -> None:
         arrived = mem_end.twin(error)
         arrived.remote, arrived.retry = True, Retry.NEVER
         self._fail(arrived)
 
-    patch.setattr(Incoming, "fail", fail)
+    patch.setattr(Call, "fail", fail)
 
 
 @breakage
@@ -181,13 +195,13 @@ def r9_an_error_loses_what_it_carries(patch: pytest.MonkeyPatch) -> None:
 
 @breakage
 def r10_the_end_of_the_input_ends_the_call(patch: pytest.MonkeyPatch) -> None:
-    end_input = End._end_input
+    end_input = Call._end_input
 
-    def end_both(self: End, error: DynamoError | None) -> None:
+    def end_both(self: Call, error: DynamoError | None) -> None:
         end_input(self, error)
         self.end()
 
-    patch.setattr(End, "_end_input", end_both)
+    patch.setattr(Call, "_end_input", end_both)
 
 
 @breakage
@@ -227,15 +241,16 @@ def r12_refuse_cuts_what_runs(patch: pytest.MonkeyPatch) -> None:
 def r13_one_window_for_all_streams(patch: pytest.MonkeyPatch) -> None:
     """Of one plane and direction; what an ended stream did not read comes back to the others."""
 
-    pools: dict[tuple[MemRequestPlane, type[End]], list[int]] = {}
+    pools: dict[tuple[MemRequestPlane, bool], list[int]] = {}
     spent: dict[End, int] = {}
     pool_of: dict[End, list[int]] = {}
 
     def start(
-        self: End, plane: MemRequestPlane, other: MemRequestPlane, input_over: bool, output_over: bool
-    ) -> None:
-        init(self, plane, other, input_over, output_over)
-        pool_of[self] = pools.setdefault((plane, type(self)), [other.capability.window_bytes])
+        self: Call, plane: MemRequestPlane, other: MemRequestPlane, request: Request,
+        server: MemServer | None = None,
+    ) -> None:  # fmt: skip
+        init(self, plane, other, request, server)
+        pool_of[self] = pools.setdefault((plane, server is None), [other.capability.window_bytes])
 
     def get(self: End) -> int:
         return pool_of.get(self, [0])[0]
@@ -245,13 +260,13 @@ def r13_one_window_for_all_streams(patch: pytest.MonkeyPatch) -> None:
             spent[self] = spent.get(self, 0) + get(self) - value
             pool_of[self][0] = value
 
-    def finish(self: End, error: DynamoError | None, *, keep: bool) -> None:
+    def finish(self: Call, error: DynamoError | None, *, keep: bool) -> None:
         close(self, error, keep=keep)
         put(self, get(self) + spent.get(self, 0))
 
-    init, close = End.__init__, End._close
-    patch.setattr(End, "__init__", start)
-    patch.setattr(End, "_close", finish)
+    init, close = Call.__init__, Call._close
+    patch.setattr(Call, "__init__", start)
+    patch.setattr(Call, "_close", finish)
     patch.setattr(End, "_credit", property(get, put), raising=False)
 
 
@@ -306,13 +321,13 @@ def r15_a_cancelled_writable_empties_the_queue(patch: pytest.MonkeyPatch) -> Non
 
 @breakage
 def r16_a_task_for_each_killed_call(patch: pytest.MonkeyPatch) -> None:
-    kill, kept = Outgoing.kill, list[asyncio.Task[None]]()
+    kill, kept = Call.kill, list[asyncio.Task[None]]()
 
-    def leak(self: Outgoing) -> None:
+    def leak(self: Call) -> None:
         kill(self)
         kept.append(asyncio.get_running_loop().create_task(asyncio.sleep(30)))
 
-    patch.setattr(Outgoing, "kill", leak)
+    patch.setattr(Call, "kill", leak)
 
 
 @breakage

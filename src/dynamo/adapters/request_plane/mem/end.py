@@ -6,7 +6,7 @@ import asyncio
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dynamo.core import errors
 from dynamo.core.errors import DynamoError, Retry, TooLargeError
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 ITEM_COST = 64  # bytes that an item costs beyond its length, so that empty ones are bounded too
 
-Message: TypeAlias = "Callable[[End], None] | Payload | None"
+Message: TypeAlias = "Callable[[Any], None] | Payload | None"
 """What is told to the peer: most often an item, None for a clean end of the items, else what to do there."""
 
-_NOTHING_QUEUED: deque[tuple[Payload | None, bool]] = deque(maxlen=0)
+NOTHING_QUEUED: deque[tuple[Payload | None, bool]] = deque(maxlen=0)
 
 
 def cost_of(payload: Payload) -> int:
@@ -106,33 +106,32 @@ class End:
         "_readable", "_scheduled", "_window", "_writable", "ended", "plane", "promised", "received",
     )  # fmt: skip
 
-    def __init__(
-        self, plane: MemRequestPlane, other: MemRequestPlane, input_over: bool, output_over: bool
-    ) -> None:
-        self.plane, self._loop = plane, plane.loop
-        self._peer: End | None = None
-        limit, other_limit = plane.max_message_bytes, other.max_message_bytes
-        self._limit = limit if limit < other_limit else other_limit
-        self._scheduled = False
-        # Sending.
-        self._outbox: list[Message] = []
-        self._peer_window = self._credit = other.window_bytes
-        self._queued = _NOTHING_QUEUED  # what the window does not let through; (None, True) is the end alone
-        self._announced = False  # the first of them, as larger than the window
-        self._output_over = output_over
-        self._failure: DynamoError | None = None
-        self._writable: asyncio.Future[None] | None = None
-        # Receiving.
-        self._inbox: deque[Payload] = deque()
-        self._window, self._half = plane.window_bytes, plane.half_window
-        self._owed = 0  # credit of items taken; goes back when it is much, or the reader waits
-        self._asking = False  # the reader wants an item and none is here
-        self.promised = 0  # what the announced item needs beyond the window
-        self._held = 0  # what it got of the budget
-        self._input_over = self.ended = input_over  # the second: and all was taken
-        self._error: DynamoError | None = None
-        self._readable: asyncio.Future[None] | None = None
-        self.received = 0
+    # Set by Call, in one go.
+    plane: MemRequestPlane
+    _loop: asyncio.AbstractEventLoop
+    _peer: End | None
+    _limit: int  # of an item's bytes, on either side
+    _scheduled: bool
+    _outbox: list[Message]
+    _peer_window: int
+    _credit: int
+    _queued: deque[tuple[Payload | None, bool]]  # what the window does not let through; (None, True): the end
+    _announced: bool  # the first of them, as larger than the window
+    _output_over: bool
+    _failure: DynamoError | None
+    _writable: asyncio.Future[None] | None
+    _inbox: deque[Payload]
+    _window: int
+    _half: int
+    _owed: int  # credit of items taken; goes back when it is much, or the reader waits
+    _asking: bool  # the reader wants an item and none is here
+    promised: int  # what the announced item needs beyond the window
+    _held: int  # what it got of the budget
+    _input_over: bool
+    ended: bool  # that, and all was taken
+    _error: DynamoError | None
+    _readable: asyncio.Future[None] | None
+    received: int
 
     def send(self, payload: Payload, *, end: bool = False) -> bool:
         if (
@@ -212,6 +211,14 @@ class End:
     def break_off(self, reason: str) -> None:
         """The link to the peer is gone."""
 
+    @abstractmethod
+    def _end_output(self) -> None:
+        """Nothing is left to be sent before the end, or before ``_failure``: tell the peer."""
+
+    @abstractmethod
+    def _end_input(self, error: DynamoError | None) -> None:
+        """The peer sends no more items."""
+
     # The link: what was posted in one tick goes together, to another thread through its loop's own door.
 
     def _post(self, message: Message) -> None:
@@ -270,7 +277,7 @@ class End:
     # Sending, as the window allows.
 
     def _queue(self, payload: Payload | None, end: bool) -> None:
-        if self._queued is _NOTHING_QUEUED:
+        if self._queued is NOTHING_QUEUED:
             self._queued = deque()
         self._queued.append((payload, end))
         self._pump()
@@ -300,11 +307,6 @@ class End:
         elif not self._scheduled:
             self._schedule()
 
-    def _end_output(self) -> None:
-        """Nothing is left to be sent before the end."""
-        failure = self._failure
-        self._post(None if failure is None else lambda peer: peer._end_input(failure))
-
     def _credited(self, size: int) -> None:
         self._credit += size
         self._pump()
@@ -313,10 +315,11 @@ class End:
 
     # Receiving.
 
-    def _end_input(self, error: DynamoError | None) -> None:
+    def _close_input(self, error: DynamoError | None) -> None:
         self._input_over, self._error = True, error
         self.ended = not self._inbox
         if (waiter := self._readable) is not None:
+            self._readable = None
             wake(waiter)
 
     def _ask(self) -> None:
@@ -341,26 +344,6 @@ class End:
     def _release(self) -> None:
         held, self._held = self._held, 0
         self.plane.budget.give_back(held)
-
-    def _close(self, error: DynamoError | None, *, keep: bool) -> None:
-        """End both directions; with ``keep`` what arrived can still be taken, and a clean end stays one."""
-        self._output_over = True
-        if self._queued:
-            self._queued.clear()
-        if (waiter := self._writable) is not None:
-            wake(waiter)
-        if not keep:
-            self._inbox.clear()
-        if not (keep and self._input_over):
-            self._input_over, self._error = True, error
-            if (waiter := self._readable) is not None:
-                wake(waiter)
-        self.ended = not self._inbox
-        if self.promised:
-            self.plane.budget.forget(self)
-            self.promised = 0
-        if self._held and not any(cost_of(payload) > self._window for payload in self._inbox):
-            self._release()
 
 
 def wake(waiter: asyncio.Future[None]) -> None:

@@ -11,7 +11,7 @@ from time import perf_counter
 from urllib.parse import urlsplit
 from weakref import ref
 
-from dynamo.adapters.request_plane.mem.calls import Incoming, Outgoing
+from dynamo.adapters.request_plane.mem.calls import Call
 from dynamo.adapters.request_plane.mem.end import ITEM_COST, Budget, End, check_size, snapshot
 from dynamo.core.config import Settings
 from dynamo.core.errors import (
@@ -50,7 +50,7 @@ class MemServer(Server):
     def __init__(
         self, plane: MemRequestPlane, accept: Accept, address: str, instance_id: int, incarnation: int
     ) -> None:
-        self.plane, self.accept, self.running = plane, accept, set[Incoming]()
+        self.plane, self.accept, self.running = plane, accept, set[Call]()
         self._address, self._instance_id, self._incarnation = address, instance_id, incarnation
         self.draining = self._refusing = self._closed = False
 
@@ -105,7 +105,7 @@ class MemRequestPlane(RequestPlane):
     """Belongs to the event loop that opened it."""
 
     def __init__(self, name: str, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop, self.budget, self.calls = loop, Budget(settings.receive_budget_bytes), set[Outgoing]()
+        self.loop, self.budget, self.calls = loop, Budget(settings.receive_budget_bytes), set[Call]()
         self._name, self._closed = name, False
         self._servers: set[MemServer] = set()
         self.posting: list[End] = []  # what has something to hand over
@@ -160,12 +160,14 @@ class MemRequestPlane(RequestPlane):
             return self._nowhere(request, DrainingError(f"{address} is draining and takes no new call"))
         other = server.plane
         copied = self._copy(request, other)
-        call = Outgoing(self, other, request.end)
-        call.start(Incoming(server, call, copied, (instance_id, incarnation)))
+        call = Call(self, other, request)
+        self.calls.add(call)
+        call.start(server, copied, (instance_id, incarnation))
         return call
 
-    def _nowhere(self, request: Request, error: DynamoError) -> Outgoing:
-        call = Outgoing(self, self, request.end)
+    def _nowhere(self, request: Request, error: DynamoError) -> Call:
+        call = Call(self, self, request)
+        self.calls.add(call)
         call.give_up(error)
         return call
 
