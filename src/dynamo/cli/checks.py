@@ -13,19 +13,21 @@ from typing import Any
 
 import attrs
 
+from dynamo.adapters.request_plane.tcp import tls
 from dynamo.cli.findings import Finding, Level
 from dynamo.cli.options import given
 from dynamo.cli.reaching import backends
 from dynamo.core import registry
 from dynamo.core.config import Settings
-from dynamo.core.errors import ConfigError, MissingExtraError
+from dynamo.core.errors import ConfigError, DynamoError, MissingExtraError
+from dynamo.core.files import other_than_file
 from dynamo.core.model import shown
 from dynamo.core.opening import SERVERLESS, scheme_of, without_password
 
 DISTRIBUTION = "dynamo-runtime-py"
 NEIGHBOURS = ("ai-dynamo-runtime", "ai-dynamo")
 ALWAYS_SHOWN = ("discovery_backend", "request_plane", "namespace")
-FILES = re.compile(r".*_path|static_file")
+FILES = re.compile(r"tls_.*_path|static_file")
 LIKENESS = 0.85  # of a variable nobody reads to one that is read: one or two letters in a dozen
 REQUIREMENT = re.compile(r"(?P<package>[A-Za-z0-9._-]+).*extra == ['\"](?P<extra>[\w-]+)['\"]")
 
@@ -40,7 +42,11 @@ async def examine(discovery: str | None, request_plane: str | None, *, timeout_s
             Finding(topic="settings", level="wrong", text=str(error), remedy="set it right, or unset it")
         )
         return findings + [*misspelt(os.environ), *adapters(None)]
-    findings += [*configured(settings), *misspelt(os.environ), *adapters(settings)]
+    named = list(configured(settings))
+    findings += named
+    if all(one.level == "ok" for one in named):
+        findings += certificates(settings)
+    findings += [*misspelt(os.environ), *adapters(settings)]
     if scheme_of(settings.discovery_backend) == "kubernetes":
         findings += await _cluster(settings, timeout_s)
     return findings + await backends(settings, timeout_s)
@@ -120,10 +126,23 @@ def configured(settings: Settings) -> Iterator[Finding]:
         )
         level: Level = "ok"
         remedy = ""
-        if isinstance(value, str) and FILES.fullmatch(name) and not os.access(value, os.R_OK):
-            level, told = "wrong", f"{told}, which cannot be read"
-            remedy = f"make the file readable, or change {settings.source(name)}"
+        if isinstance(value, str) and FILES.fullmatch(name):
+            if (other := other_than_file(value)) is not None:
+                level, told = "wrong", f"{told}, which is {other}, not a file"
+                remedy = f"change {settings.source(name)}"
+            elif not os.access(value, os.R_OK):
+                level, told = "wrong", f"{told}, which cannot be read"
+                remedy = f"make the file readable, or change {settings.source(name)}"
         yield Finding(topic="settings", level=level, text=f"{name} = {told} ({by})", remedy=remedy)
+
+
+def certificates(settings: Settings) -> Iterator[Finding]:
+    """Files of TLS that are there, and are not what they should be."""
+    for make in (tls.server_context, tls.client_context):
+        try:
+            make(settings)
+        except DynamoError as error:
+            yield Finding(topic="settings", level="wrong", text=str(error))
 
 
 def _told(value: Any, *, secret: bool) -> str:

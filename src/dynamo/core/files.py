@@ -16,6 +16,16 @@ OTHERS = {
 }
 
 
+def other_than_file(path: str | os.PathLike[str]) -> str | None:
+    """What is at ``path``, such as "a pipe"; None for a file, and where nothing is. Raises ValueError for
+    what can be no path.
+    """
+    try:
+        return OTHERS.get(stat.S_IFMT(os.stat(path).st_mode))
+    except OSError:
+        return None
+
+
 def check_file(path: str | os.PathLike[str], shown: str, way_out: str = "") -> None:
     """Raise ConfigError if something other than a file is at ``path``, or could never be.
 
@@ -23,10 +33,8 @@ def check_file(path: str | os.PathLike[str], shown: str, way_out: str = "") -> N
     there, or that it may not be read, is for who opens it to find.
     """
     try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return
+        other = other_than_file(path)
     except ValueError as error:
         raise ConfigError(f"{shown}: no path of a file: {error}{way_out}") from error
-    if (other := OTHERS.get(stat.S_IFMT(mode))) is not None:
+    if other is not None:
         raise ConfigError(f"{shown}: is {other}, not a file{way_out}")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("click", reason="the extra cli is not installed")
 pytest.importorskip("rich", reason="the extra cli is not installed")
 
-from dynamo.cli.checks import adapters, configured, installation, misspelt, neighbours
+from dynamo.cli.checks import adapters, certificates, configured, installation, misspelt, neighbours
 from dynamo.core import registry
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, MissingExtraError
@@ -53,6 +55,36 @@ def test_a_password_in_a_url_is_not_shown() -> None:
     with pytest.raises(ConfigError, match=r"DYN_DISCOVERY_BACKEND.*host") as refused:
         Settings.from_env({"DYN_DISCOVERY_BACKEND": "etcd://me:pw@[host"})
     assert "pw" not in str(refused.value)
+
+
+def test_a_path_of_a_page_is_no_file() -> None:
+    settings = Settings.from_env({"DYN_SYSTEM_HEALTH_PATH": "/healthz", "DYN_SYSTEM_LIVE_PATH": "/livez"})
+    assert {one.level for one in configured(settings)} == {"ok"}
+
+
+def test_what_is_named_as_a_file_and_is_none_is_wrong(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    for path, text in (
+        (pipe, f"tls_cert_path = {pipe}, which is a pipe, not a file (DYN_TCP_TLS_CERT_PATH)"),
+        (tmp_path, f"tls_cert_path = {tmp_path}, which is a directory, not a file (DYN_TCP_TLS_CERT_PATH)"),
+    ):
+        settings = Settings.from_env({"DYN_TCP_TLS_CERT_PATH": str(path)})
+        (wrong,) = (one for one in configured(settings) if one.level != "ok")
+        assert (wrong.text, wrong.remedy) == (text, "change DYN_TCP_TLS_CERT_PATH")
+
+
+def test_a_certificate_that_is_none_is_wrong(tmp_path: Path) -> None:
+    (garbage := tmp_path / "garbage.pem").write_text("garbage")
+    assert list(certificates(Settings.from_env({}))) == []
+    for variable, text in (
+        ("DYN_TCP_TLS_CERT_PATH", "not a PEM certificate with its key"),
+        ("DYN_TCP_TLS_CA_CERT_PATH", "not a PEM file of certificates"),
+        ("DYN_TCP_TLS_KEY_PATH", "is set without DYN_TCP_TLS_CERT_PATH"),
+    ):
+        (wrong,) = certificates(Settings.from_env({variable: str(garbage)}))
+        assert wrong.level == "wrong"
+        assert wrong.text.startswith(variable)
+        assert text in wrong.text
 
 
 def test_a_missing_extra_is_wrong_only_where_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
