@@ -19,7 +19,7 @@ from dynamo.core.errors import ClosedError, DeadlineError, UnavailableError
 from dynamo.core.health import Health
 from dynamo.core.membership import REWATCH_LIMIT_S, Membership, Memberships
 from dynamo.core.model import EndpointId, Phase, Scope
-from dynamo.core.ports.discovery import Change, Put, Removed, Snapshot, Watch
+from dynamo.core.ports.discovery import Change, Put, Removed, Snapshot, Stale, Watch
 from dynamo.core.ports.telemetry import EndpointTelemetry, Side, Telemetry
 from dynamo.core.watching import ConflatingWatch
 from unit.calling import BOUND_S, ENDPOINT, World, deployed, until
@@ -106,6 +106,21 @@ async def test_listeners_hear_every_change_until_they_unsubscribe() -> None:
         await world.worker()
         await membership.wait_for(lambda membership: len(membership.ready()) == 2, BOUND_S)
         assert heard == [1]
+
+
+async def test_a_listener_may_unsubscribe_when_it_is_called() -> None:
+    async with deployed() as world, followed(world) as membership:
+        heard: list[str] = []
+
+        def once() -> None:
+            heard.append("one")
+            unsubscribe()
+
+        unsubscribe = membership.subscribe(once)
+        membership.subscribe(lambda: heard.append("other"))
+        for _ in range(2):
+            membership.apply(Snapshot(instances=()))
+        assert heard == ["one", "other", "other"]
 
 
 async def test_waiting_in_vain_says_what_discovery_lists() -> None:
@@ -213,6 +228,17 @@ async def test_clients_of_one_endpoint_share_a_membership() -> None:
         assert not memberships._known
 
 
+async def test_one_endpoint_on_its_last_known_state_is_enough_to_be_stale() -> None:
+    async with deployed() as world:
+        memberships = Memberships(world.discovery)
+        fresh, stale = memberships.of(ENDPOINT), memberships.of(EndpointId.parse("demo.backend.other"))
+        for membership in (fresh, stale):
+            membership.apply(Snapshot(instances=()))
+        assert memberships.stale is None
+        stale.apply(Stale(reason="away"))
+        assert memberships.stale == "away"
+
+
 class Silent(MemDiscovery):
     """Nobody but its reader holds its watch, as where no backend feeds it."""
 
@@ -256,6 +282,7 @@ async def test_a_watch_that_raises_is_an_outage_and_begun_again(caplog: pytest.L
         discovery = FailingOnce(world.store, 10.0)
         membership = Membership(ENDPOINT, discovery)
         membership.retain()
+        assert membership.describe() == "discovery 'mem' has not answered yet"
         await membership.wait_for(lambda membership: membership.stale is not None, BOUND_S)
         assert "has not answered yet (UnavailableError: no backend at mem://x)" in membership.describe()
         await membership.wait_for(lambda membership: membership.ready() == [worker.instance], BOUND_S)
@@ -320,11 +347,32 @@ async def test_who_drains_and_who_was_put_aside_is_said() -> None:
 
 async def test_others_names_what_else_is_registered_the_most_similar_first() -> None:
     async with deployed() as world, followed(world) as membership:
+        await world.worker()
         assert await membership.others() == "nothing else is registered there"
         await world.worker(endpoint_id=EndpointId.parse("demo.backend.generte"))
         await world.worker(endpoint_id=EndpointId.parse("demo.backend.generte"))
+        assert await membership.others() == "registered there: demo.backend.generte (2)"
         await world.worker(endpoint_id=EndpointId.parse("other.thing.at_all"))
         assert await membership.others() == "registered there: demo.backend.generte (2) and 1 more"
+
+
+async def test_others_names_the_first_few_where_none_is_similar() -> None:
+    async with deployed() as world, followed(world) as membership:
+        for number in range(6, 0, -1):
+            await world.worker(endpoint_id=EndpointId.parse(f"other.thing.{number}"))
+        listed = ", ".join(f"other.thing.{number} (1)" for number in range(1, 6))
+        assert await membership.others() == f"registered there: {listed} and 1 more"
+
+
+async def test_others_waits_for_a_backend_that_comes_back_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynamo.core.membership.LISTING_TIMEOUT_S", BOUND_S)
+    async with deployed() as world, followed(world) as membership:
+        world.store.outage(True)
+        looking = asyncio.create_task(membership.others())
+        for _ in range(3):
+            await asyncio.sleep(0)  # its task begins, its watch is opened, it is told of the outage
+        world.store.outage(False)
+        assert await looking == "nothing else is registered there"
 
 
 async def test_others_gives_up_on_a_backend_that_is_away() -> None:
