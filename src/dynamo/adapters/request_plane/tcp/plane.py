@@ -25,6 +25,8 @@ from dynamo.core.wire.connection import Connection
 from dynamo.core.wire.opening import Options
 from dynamo.core.wire.stream import Stream
 
+WITH_TLS = ("tcps", "https")  # chosen by name to serve on
+
 
 class TcpRequestPlane(CarriedPlane):
     """One connection per address and expected instance, shared by all calls to it."""
@@ -55,6 +57,12 @@ class TcpRequestPlane(CarriedPlane):
 
         server = TcpServer(accept, connection)
         context = self._server_context()
+        wanted = self._settings.request_plane.partition("://")[0]
+        if context is None and wanted in WITH_TLS:
+            raise ConfigError(
+                f"{self._settings.source('request_plane')}={wanted} is TLS, which needs a certificate: set "
+                f"{self._settings.source('tls_cert_path')}"
+            )
         try:
             async with listening(server, self._settings, incarnation, declared, context, self.address_type):
                 yield server
@@ -190,6 +198,12 @@ async def open_tcp(url: str, settings: Settings) -> AsyncIterator[TcpRequestPlan
 
 def with_options(url: str, settings: Settings) -> Settings:
     """The settings with what the URL says of where to listen. Raises ConfigError."""
+    scheme, _, rest = url.partition("://")
+    if rest.partition("?")[0]:
+        raise ConfigError(
+            f"{url}: where to listen is said by options, as {scheme}://?host=10.0.0.1&port=7000, or by "
+            f"{settings.source('tcp_host')} and {settings.source('tcp_port')}"
+        )
     for name, value in url_options(url, ("host", "port", "bind")).items():
         try:
             settings = attrs.evolve(settings, **{f"tcp_{name}": cast(Any, value)})
