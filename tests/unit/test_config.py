@@ -161,6 +161,16 @@ def test_a_keyword_wins_over_its_variable_and_is_named() -> None:
         Settings.from_env({"DYN_TCP_RPC_PORT": "5"}, tcp_port="x")
 
 
+def test_what_replaces_a_value_is_named_as_its_source() -> None:
+    settings = Settings.from_env({"NATS_SERVER": "a", "DYN_TCP_RPC_PORT": "5"})
+    other = settings.replaced("the URL", nats_server="b")
+    assert (other.nats_server, other.source("nats_server")) == ("b", "the URL")
+    assert (other.tcp_port, other.source("tcp_port")) == (5, "DYN_TCP_RPC_PORT")
+    assert settings.source("nats_server") == "NATS_SERVER"
+    with pytest.raises(ConfigError, match=r"^the URL='x': expected a port"):
+        settings.replaced("the URL", tcp_port="x")
+
+
 def test_the_real_environment_is_read_when_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYN_NAMESPACE", "from-outside")
     assert Settings.from_env().namespace == "from-outside"

@@ -258,6 +258,10 @@ class Settings:
         named = (one.name for one in self.fields() if variable in one.metadata["variables"])
         return next(map(self.source, named), variable)
 
+    def replaced(self, source: str, **values: Any) -> Settings:
+        """With these values by field, which ``source`` set. Raises ConfigError."""
+        return attrs.evolve(self, sources={**self._sources, **dict.fromkeys(values, source)}, **values)
+
     def is_set(self, field: str) -> bool:
         """Whether ``field`` was given, as an option or by a variable, or is the default."""
         return field in self._sources

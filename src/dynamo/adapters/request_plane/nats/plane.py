@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import ClassVar, TypeAlias, cast
 
-import attrs
-
 from dynamo.adapters.request_plane.carried import CarriedPlane
 from dynamo.adapters.request_plane.nats import addresses
 from dynamo.adapters.request_plane.nats.broker import Broker
@@ -166,7 +164,7 @@ class NatsRequestPlane(CarriedPlane):
 async def open_nats(url: str, settings: Settings) -> AsyncIterator[NatsRequestPlane]:
     """Open the plane: ``nats://``, or ``nats://host:port,...`` which wins over ``NATS_SERVER``."""
     if url.partition("://")[2].strip("/"):
-        settings = attrs.evolve(settings, nats_server=url)
+        settings = settings.replaced(settings.source("request_plane"), nats_server=url)
     plane = NatsRequestPlane(settings, Broker(settings))
     try:
         await plane.start()
