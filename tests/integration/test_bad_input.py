@@ -108,6 +108,7 @@ async def test_a_default_backend_that_is_not_there_names_those_that_need_no_serv
         ({"plane": "http://h:7"}, ("http2://h:7:", "as http2://?host=", "DYN_TCP_RPC_PORT")),
         ({"plane": "tcps"}, ("request_plane=tcps is TLS", "set DYN_TCP_TLS_CERT_PATH")),
         ({"plane": "https"}, ("request_plane=https is TLS", "set DYN_TCP_TLS_CERT_PATH")),
+        ({"plane": "nats", "nats_auth_nkey": "SUAX"}, ("nats_auth_nkey=(hidden)", "no seed of an nkey")),
         ({"plane": "nats://h:x"}, ("request_plane: bad server 'nats://h:x'", "expected nats://host:port")),
         ({"tcp_port": True}, ("tcp_port=True", "0 to 65535")),
         ({"auth_token": b"secret"}, ("auth_token=(hidden)", "expected text")),

@@ -84,8 +84,9 @@ def options(settings: Settings) -> dict[str, Any]:
         chosen["password"] = settings.nats_auth_password
     if settings.nats_auth_token is not None:
         chosen["token"] = settings.nats_auth_token
-    if settings.nats_auth_nkey is not None:
-        chosen["nkeys_seed_str"] = settings.nats_auth_nkey
+    if (seed := settings.nats_auth_nkey) is not None:
+        _check_seed(seed, settings.source("nats_auth_nkey"))
+        chosen["nkeys_seed_str"] = seed
     if (path := settings.nats_auth_credentials_file) is not None:
         shown = f"{settings.source('nats_auth_credentials_file')}={path!r}"
         check_file(path, shown)
@@ -96,6 +97,15 @@ def options(settings: Settings) -> dict[str, Any]:
     if context is not None:
         chosen["tls"] = context
     return chosen
+
+
+def _check_seed(seed: str, source: str) -> None:
+    import nkeys  # its cryptography takes a while to load, and few need it
+
+    try:
+        nkeys.from_seed(bytearray(seed.encode()))
+    except (nkeys.NkeysError, ValueError) as error:
+        raise ConfigError(f"{source}=(hidden): no seed of an nkey; those of users begin with SU") from error
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
