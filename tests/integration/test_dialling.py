@@ -16,6 +16,7 @@ import pytest
 
 from dynamo.adapters.request_plane.http2 import open_http2
 from dynamo.adapters.request_plane.tcp import open_tcp, unix
+from dynamo.adapters.request_plane.tcp.addresses import own_address
 from dynamo.adapters.request_plane.tcp.arrivals import PAUSE_S
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError, Retry, UnavailableError
@@ -47,6 +48,15 @@ async def test_what_is_no_host_name_is_told_to_who_would_serve_there() -> None:
     with pytest.raises(ConfigError, match=r"tcp_host does not resolve"):
         async with working(tcp_host="two..dots"):
             pass
+
+
+@pytest.mark.blocks_loop  # it asks the routing table, which answers at once
+@pytest.mark.parametrize("host", ["0.0.0.0", "*"])
+async def test_who_listens_everywhere_is_dialled_at_an_address_of_this_host(host: str) -> None:
+    for options in ({"tcp_host": host}, {"tcp_bind": host}):
+        async with working(**options) as worker, calling() as caller:
+            assert worker.host == (own_address() if "tcp_host" in options else "127.0.0.1")
+            assert await ask(caller, worker.address) == "hello"
 
 
 @contextlib.contextmanager

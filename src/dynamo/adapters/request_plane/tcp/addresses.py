@@ -10,7 +10,7 @@ from attrs import frozen
 
 from dynamo.core.errors import ConfigError
 
-ANY_HOST = ("0.0.0.0", "::", "")  # bindable, but nothing that anyone could dial
+ANY_HOST = ("0.0.0.0", "::", "*", "")  # bindable, but nothing that anyone could dial
 
 
 @frozen

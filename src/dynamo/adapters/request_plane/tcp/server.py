@@ -199,7 +199,7 @@ async def _bind(
     source = settings.source("tcp_bind" if settings.tcp_bind else "tcp_host")
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
-            bind_host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            None if bind_host in ("", "*") else bind_host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"cannot listen on {shown}: {source} does not resolve: {error}") from error
