@@ -64,3 +64,21 @@ async def test_a_worker_does_not_let_its_token_come_in_the_clear(where: dict[str
             async with plane.serve(lambda call: None, instance_id=1, incarnation=1):
                 pytest.fail("it serves")
         assert "secret" not in str(told.value)
+
+
+@pytest.mark.anyio
+async def test_a_token_may_come_in_the_clear_over_loopback() -> None:
+    for host in ("127.0.0.1", "::1", "localhost"):
+        settings = Settings(auth_token="secret", tcp_host=host, tcp_bind=host)
+        async with open_http2("http://", settings) as plane:
+            async with plane.serve(lambda call: None, instance_id=1, incarnation=1) as server:
+                assert server.addresses
+
+
+@pytest.mark.anyio
+async def test_what_is_no_host_is_told_before_a_token_could_come_there() -> None:
+    settings = Settings(auth_token="secret", tcp_host="127.0.0.1", tcp_bind="[")
+    async with open_http2("http://", settings) as plane:
+        with pytest.raises(ConfigError, match=r"DYN_AUTH_TOKEN would come to \["):
+            async with plane.serve(lambda call: None, instance_id=1, incarnation=1):
+                pytest.fail("it serves")

@@ -50,9 +50,11 @@ class Http2RequestPlane(TcpRequestPlane):
         settings = self._settings
         if not settings.auth_token or settings.tls_cert_path:
             return
-        heard_at = [*addresses, *([f"http://{settings.tcp_bind}"] if settings.tcp_bind else ())]
-        for there in heard_at:
-            if not is_loopback(urlsplit(there).hostname or ""):
+        heard_at = {there: urlsplit(there).hostname or "" for there in addresses}
+        if settings.tcp_bind:
+            heard_at[settings.tcp_bind] = settings.tcp_bind
+        for there, host in heard_at.items():
+            if not is_loopback(host):
                 raise ConfigError(
                     f"{settings.source('auth_token')} would come to {there} in the clear; serve with TLS "
                     f"({settings.source('tls_cert_path')}), on loopback "
