@@ -197,9 +197,10 @@ async def _bind(
     bind_host = settings.tcp_bind or bind_host
     shown = f"{bind_host}:{port}"
     source = settings.source("tcp_bind" if settings.tcp_bind else "tcp_host")
+    asked = None if bind_host in ("", "*") else bind_host
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
-            None if bind_host in ("", "*") else bind_host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            asked, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"cannot listen on {shown}: {source} does not resolve: {error}") from error
