@@ -157,7 +157,7 @@ def test_yaml_is_loaded_for_a_yaml_file_only() -> None:
         ("a.b.c=tcp://me:secret@h:1", r"expected tcp://host:port"),
         ("a.b.c=tcp://0.0.0.0:7000", r"nobody can call 0\.0\.0\.0; declare the address that others call"),
         ("a.b.c=tcp://h:1 tcp://h:2", r"is no address"),
-        ("a.b.c=tcp://h\0:1", r"is no address"),
+        ("a.b.c=tcp://h\1:1", r"is no address"),
         ("a.b.c=tcp://10.0..1:7", r"'10\.0\.\.1' is no name of a host; expected tcp://host:port"),
         (f"a.b.c=tcp://{'h' * 64}:7", r"'h+\.\.\. is no name of a host"),
         ("a.b.c=tcp://h:1#", r"behind '#' stands the instance id, 1 to 9007199254740991"),
