@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
-from dynamo.core import availability
+from dynamo.core import availability, retrying
 from dynamo.core.codec import encode
 from dynamo.core.context import Context
 from dynamo.core.errors import (
@@ -622,8 +622,22 @@ async def test_refused_by_everybody_the_last_refusal_is_raised_in_time() -> None
     async with deployed(instance_wait_s=0.1) as world:
         await world.worker(refuse(OverloadedError("the queue is full")))
         client = await world.ready_client()
-        with pytest.raises(OverloadedError, match=r"the queue is full; gave up after \d+ attempts in 0\.1 s"):
+        gave_up = r"the queue is full; gave up after \d+ attempts in 0\.1 s"
+        with pytest.raises(OverloadedError, match=gave_up) as caught:
             await client.call(0)
+        assert str(caught.value.__cause__) == "the queue is full"
+
+
+async def test_the_time_between_two_attempts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "FIRST_DELAY_S", 3600.0)
+    monkeypatch.setattr(retrying, "LONGEST_DELAY_S", 0.001)
+    async with deployed() as world:
+        worker = await world.worker(refuse(OverloadedError("the queue is full")))
+        client = await world.ready_client()
+        calling = asyncio.create_task(client.call(0))
+        await until(lambda: len(worker.calls) == 3)
+        worker.answer = reply("at last")
+        assert await asyncio.wait_for(calling, BOUND_S) == "at last"
 
 
 async def test_a_dead_instance_is_put_aside_at_once() -> None:

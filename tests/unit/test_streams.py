@@ -387,6 +387,19 @@ async def test_stopping_before_an_instance_was_found_ends_the_stream() -> None:
         nothing_left(world, client)
 
 
+async def test_a_stopped_stream_that_breaks_has_not_just_ended() -> None:
+    async with deployed() as world:
+        worker = await world.worker(silent)
+        client = await world.ready_client()
+        async with client.stream("go", idempotent=True) as items:
+            await asyncio.wait_for(worker.came.wait(), BOUND_S)
+            items.stop()
+            worker.server.break_links()
+            with pytest.raises(StreamBrokenError):
+                await anext(items)
+        assert len(worker.calls) == 1
+
+
 async def test_killing_the_context_ends_the_stream_with_an_error() -> None:
     async with deployed() as world:
         worker = await world.worker(lambda call: call.send(encode(1)) and None)
