@@ -87,6 +87,8 @@ async def test_what_is_no_kubeconfig_is_one_line(tmp_path: Path, text: str) -> N
     with pytest.raises(ConfigError, match=r"the kubeconfig .*config \(KUBECONFIG\) cannot be used: ") as told:
         await credentials.load(read)
     assert "\n" not in str(told.value)
+    if text == "just text":
+        assert "cannot be used: it has not the shape of one: " in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,8 @@ def told(config: KubernetesConfig) -> Iterator[None]:
     except Exception as error:  # a kubeconfig of another shape raises whatever comes of that
         what = f"the kubeconfig {config.kubeconfig}" if config.kubeconfig else "the pod's service account"
         said = " ".join(str(error).split()) or type(error).__name__
+        if config.kubeconfig and isinstance(error, TypeError | AttributeError | LookupError):
+            said = f"it has not the shape of one: {said}"
         raise ConfigError(f"{what} ({config.source}) cannot be used: {said}") from error
 
 
