@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, Protocol
 
 from dynamo.core.config import Settings
+from dynamo.core.errors import DynamoError
+from dynamo.core.health import Health, Status
 from dynamo.core.ports.request_plane import Capability, RequestPlane, Server
 from dynamo.core.wire.budget import ReceiveBudget
 from dynamo.core.wire.connection import Connection
@@ -42,6 +44,31 @@ class CarriedPlane(RequestPlane):
         """What this plane may hold of items larger than a window; ``used`` is 0 when nothing is in flight."""
         return self._budget
 
+    async def check(self, address: str) -> Health:
+        ready: asyncio.Future[DynamoError | None] = self._loop.create_future()
+
+        def settle() -> None:
+            if not ready.done():
+                ready.set_result(link.connection.error)
+
+        try:
+            link = self._probe(address, settle)
+        except DynamoError as error:
+            return Health(status=Status.DOWN, detail=str(error))
+        link.connection.on_ready = settle
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s * 2):
+                problem = await ready
+        except TimeoutError:
+            return Health(status=Status.DOWN, detail=f"no answer from {address}")
+        finally:
+            link.close()
+        return Health(status=Status.UP if problem is None else Status.DOWN, detail=str(problem or address))
+
+    @abstractmethod
+    def _probe(self, address: str, closed: Callable[[], None]) -> Carrying:
+        """Dial ``address`` for nothing but to see whether it answers; ``closed`` is called when it closed."""
+
     def _options(self, peer: str, instance_id: int = 0, incarnation: int = 0) -> Options:
         settings = self._settings
         return Options(
@@ -63,6 +90,8 @@ class Carrying(Protocol):
     """Drives one connection."""
 
     connection: Connection
+
+    def close(self) -> None: ...
 
 
 class CarriedServer(Server):

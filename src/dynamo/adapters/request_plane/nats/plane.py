@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,8 +17,7 @@ from dynamo.adapters.request_plane.nats.server import NatsServer
 from dynamo.adapters.request_plane.nats.sessions import Sessions
 from dynamo.adapters.request_plane.tcp.link import Call
 from dynamo.core.config import Settings
-from dynamo.core.errors import ClosedError, DynamoError
-from dynamo.core.health import Health, Status
+from dynamo.core.errors import ClosedError
 from dynamo.core.ports.request_plane import Accept, OutgoingCall, Request, Server
 from dynamo.core.wire.connection import Connection
 
@@ -92,26 +90,8 @@ class NatsRequestPlane(CarriedPlane):
             Call, self._link((address, request.endpoint, instance_id, incarnation)).connection.open(request)
         )
 
-    async def check(self, address: str) -> Health:
-        try:
-            link = self._dial((address, addresses.PROBE, 0, 0), lambda _: settle())
-        except DynamoError as error:
-            return Health(status=Status.DOWN, detail=str(error))
-        ready: asyncio.Future[DynamoError | None] = self._loop.create_future()
-
-        def settle() -> None:
-            if not ready.done():
-                ready.set_result(link.connection.error)
-
-        link.connection.on_ready = settle
-        try:
-            async with asyncio.timeout(self._settings.connect_timeout_s * 2):
-                problem = await ready
-        except TimeoutError:
-            return Health(status=Status.DOWN, detail=f"no answer from {address}")
-        finally:
-            link.close()
-        return Health(status=Status.UP if problem is None else Status.DOWN, detail=str(problem or address))
+    def _probe(self, address: str, closed: Callable[[], None]) -> SessionLink:
+        return self._dial((address, addresses.PROBE, 0, 0), lambda _: closed())
 
     async def aclose(self) -> None:
         """End every call and every session, and leave NATS."""

@@ -17,8 +17,7 @@ from dynamo.adapters.request_plane.tcp.dialling import connect, silent_hint
 from dynamo.adapters.request_plane.tcp.link import Call, Link
 from dynamo.adapters.request_plane.tcp.server import TcpServer, listening
 from dynamo.core.config import Settings
-from dynamo.core.errors import ClosedError, ConfigError, DynamoError, UnsupportedError
-from dynamo.core.health import Health, Status
+from dynamo.core.errors import ClosedError, ConfigError, UnsupportedError
 from dynamo.core.ports.request_plane import Accept, OutgoingCall, Request, Server
 from dynamo.core.registry import url_options
 from dynamo.core.wire.connection import Connection
@@ -84,31 +83,15 @@ class TcpRequestPlane(CarriedPlane):
                 return link
         return None
 
-    async def check(self, address: str) -> Health:
-        try:
-            link = self._dial(address, 0, 0, keep=False)
-        except DynamoError as error:
-            return Health(status=Status.DOWN, detail=str(error))
-        ready: asyncio.Future[DynamoError | None] = self._loop.create_future()
+    def _probe(self, address: str, closed: Callable[[], None]) -> Link:
+        link = self._dial(address, 0, 0, keep=False)
 
-        def settle() -> None:
-            if not ready.done():
-                ready.set_result(link.connection.error)
-
-        def closed(link: Link) -> None:
+        def gone(link: Link) -> None:
             self._open.discard(link)
-            settle()
+            closed()
 
-        link.connection.on_ready = settle
-        link.on_closed = closed
-        try:
-            async with asyncio.timeout(self._settings.connect_timeout_s * 2):
-                problem = await ready
-        except TimeoutError:
-            return Health(status=Status.DOWN, detail=f"no answer from {address}")
-        finally:
-            link.close()
-        return Health(status=Status.UP if problem is None else Status.DOWN, detail=str(problem or address))
+        link.on_closed = gone
+        return link
 
     async def aclose(self) -> None:
         """End every call and every connection that was dialled."""
