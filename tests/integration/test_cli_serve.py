@@ -291,6 +291,7 @@ def test_a_dry_run_shows_the_plan_and_runs_nothing(folder: Folder) -> None:
         (["hello:Frontend", "--dryrun"], ["--dryrun", "--Service.key=value"]),
         (["hello:Frontend", "--Frontend.mrk=1"], ["mrk", "did you mean 'mark'"]),
         (["hello:Frontend", "-f", "none.yaml"], ["none.yaml"]),
+        (["hello:Frontend", "-f", "pipe"], ["-f pipe: is a pipe, not a file"]),
         (["hello:Frontend", "--service-name", "Back"], ["unknown service 'Back'", "Backend"]),
         (["hello:Frontend", "--discovery", "mem"], ["--discovery=mem", "file"]),
         (["hello:Frontend", "--request-plane", "mem", "--dry-run"], ["--request-plane=mem", "tcp"]),
@@ -301,4 +302,5 @@ def test_a_mistake_is_one_line_before_anything_runs(
 ) -> None:
     (folder.path / "broken.py").write_text("1 / 0\n")
     (folder.path / "needy.py").write_text("import no_such_package\n")
+    os.mkfifo(folder.path / "pipe")
     refused(folder.run("serve", *arguments), 2, *words)

@@ -16,6 +16,7 @@ import attrs
 from attrs import frozen
 
 from dynamo.core.errors import ConfigError, DynamoError
+from dynamo.core.files import check_file
 from dynamo.core.typed import did_you_mean
 from dynamo.sdk import ServiceGraph, ServiceSpec, read_config
 
@@ -46,6 +47,8 @@ class Deployment:
 
     def graph(self) -> ServiceGraph:
         """Import the services and read their configuration. Raises ConfigError."""
+        if self.file is not None:
+            check_file(self.file, f"-f {self.file}", ", and each worker reads it again")
         return ServiceGraph.of(load(self.target), config=read_config(self.file, self.overrides))
 
 
