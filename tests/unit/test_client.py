@@ -722,6 +722,25 @@ async def test_what_is_idempotent_gets_through() -> None:
         assert peer_of(world, bad).failures == 1
 
 
+async def test_after_an_attempt_that_ran_long_an_instance_is_waited_for_anew() -> None:
+    wait_s = 0.3
+    async with deployed(instance_wait_s=wait_s) as world:
+        worker = await world.worker()
+        client = await world.ready_client()
+        broken(worker)
+        calling = asyncio.create_task(client.call(0, idempotent=True))
+        await asyncio.wait_for(worker.came.wait(), BOUND_S)
+        worker.answer = silent
+        await until(lambda: len(worker.calls) == 2)
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        await worker.leave()
+        await until(lambda: client._out.peers.count == 0 and loop.time() > began_at + wait_s)
+        worker.server.break_links()
+        await world.worker(reply("at last"))
+        assert await asyncio.wait_for(calling, BOUND_S) == "at last"
+
+
 async def test_an_item_whose_end_got_lost_is_not_the_answer_to_a_call_yet() -> None:
     async with deployed() as world:
         bad, good = await world.worker(), await world.worker()

@@ -23,6 +23,7 @@ from dynamo.runtime import (
     ConfigError,
     ConflictError,
     DistributedRuntime,
+    DynamoError,
     Status,
     UnavailableError,
 )
@@ -45,6 +46,7 @@ class Backend(Discovery):
         self.open_error: Exception | None = None
         self.identities: list[Identity | Exception] = []
         self.leases = 0
+        self.lease_errors: list[Exception] = []
         self.leases_expire = True
         self._mem: Any = None
 
@@ -74,6 +76,8 @@ class Backend(Discovery):
 
     def lease(self, *, instance_id: int, incarnation: int) -> AbstractAsyncContextManager[Lease]:
         self.leases += 1
+        if self.lease_errors:
+            raise self.lease_errors.pop(0)
         lease: AbstractAsyncContextManager[Lease] = self._mem.lease(
             instance_id=instance_id, incarnation=incarnation
         )
@@ -225,8 +229,28 @@ async def test_a_restarted_process_waits_for_its_predecessor_and_says_so(
                 serving = asyncio.ensure_future(successor.endpoint(PATH).serve_endpoint(echo))
                 await until(lambda: f"an earlier process of this id may hold it{bound}" in caplog.text)
         await until(lambda: successor.health().status is Status.UP)
+        assert successor._hosting.registrations is not None
+        assert successor._hosting.registrations.pending is None
         await successor.shutdown()
         await bounded(serving)
+
+
+async def test_what_no_adapter_may_raise_is_told_as_ours_and_tried_again(backend: Backend) -> None:
+    mistake = RuntimeError("a third party's")
+    backend.lease_errors = [mistake, mistake]
+    async with runtime_on(backend) as runtime:
+        with pytest.raises(DynamoError, match="discovery adapter failed: RuntimeError: a third") as caught:
+            await bounded(enter(runtime))
+        assert caught.value.__cause__ is mistake
+        backend.lease_errors.clear()
+        await bounded(enter(runtime))
+
+
+async def test_a_single_failure_in_groups_is_that_failure(backend: Backend) -> None:
+    away = UnavailableError("no test server")
+    backend.lease_errors = [ExceptionGroup("lease", [ExceptionGroup("keeping", [away])])]
+    async with runtime_on(backend) as runtime:
+        await bounded(enter(runtime))
 
 
 # Starting without a backend.
