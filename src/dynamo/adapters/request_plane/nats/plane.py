@@ -78,10 +78,10 @@ class NatsRequestPlane(CarriedPlane):
             yield server
         finally:
             server.refuse()
-            await server.close()
+            await server.close()  # noqa: ASYNC102 - bounded inside
             for one in held:
-                await broker.drop(one)
-            await server.close()  # sessions that came meanwhile
+                await broker.drop(one)  # noqa: ASYNC102 - bounded inside
+            await server.close()  # noqa: ASYNC102 - sessions that came meanwhile; bounded too
 
     def call(
         self, address: str, request: Request, *, instance_id: int = 0, incarnation: int = 0
