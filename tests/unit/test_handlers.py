@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -248,6 +249,47 @@ async def test_a_plain_handler_takes_the_first_item_of_a_call_that_opened_withou
             call.end_input()
             with pytest.raises(BadPayloadError, match="brought none"):
                 await bounded(anext(call))
+
+
+go_on: ContextVar[asyncio.Event] = ContextVar("go_on")
+
+
+async def wait_for_leave(request: Any) -> None:
+    """Until another call says so, which was sent later than what the first one sent."""
+    if request == "go on":
+        go_on.get().set()
+    await go_on.get().wait()
+
+
+async def yields_once(request: Any) -> AsyncIterator[Any]:
+    await wait_for_leave(request)
+    yield request
+
+
+async def returns_once(request: Any) -> Any:
+    await wait_for_leave(request)
+    return request
+
+
+async def pushes_once(request: Any, response_sender: ResponseSender) -> None:
+    await wait_for_leave(request)
+    response_sender.send(request)
+
+
+@pytest.mark.parametrize("handler", [yields_once, returns_once, pushes_once])
+@pytest.mark.parametrize("opened", [True, False])
+async def test_a_plain_handler_that_was_sent_more_than_its_request_says_so(
+    handler: Any, opened: bool
+) -> None:
+    go_on.set(asyncio.Event())
+    async with serving(handler) as client:
+        async with client.duplex("one") if opened else client.duplex() as call:
+            if not opened:
+                await call.send("one")
+            await call.send("two")
+            assert await client.call("go on") == "go on"
+            with pytest.raises(BadPayloadError, match=r"takes one request, and the call sent more"):
+                await bounded(collect(call))
 
 
 # Pushing instead of yielding.

@@ -99,11 +99,15 @@ class Answer:
                     if self.over:
                         break
                 else:
+                    if not call.request.end:
+                        self._check_input()
                     call.end()
             else:
                 if hasattr(produced, "__await__"):
                     produced = await produced
                 item = encode(produced)
+                if not call.request.end:
+                    self._check_input()
                 self._note_first()
                 call.send(item, end=True)
         except BaseException as error:  # noqa: ASYNC103 - a cancellation that came from us ends here
@@ -131,6 +135,15 @@ class Answer:
             await call.wait()
         return decode(payload)
 
+    def _check_input(self) -> None:
+        """Tell what nobody read, or the caller of a handler that takes one request would believe it heard."""
+        call = self._call
+        if not self._served.handler.duplex and not call.request.end and call.receive_nowait() is not None:
+            raise BadPayloadError(
+                f"{call.request.endpoint} takes one request, and the call sent more; a handler whose first "
+                "parameter is annotated RequestStream reads them all"
+            )
+
     async def _push(self, request: Any) -> None:
         handler = self._served.handler
         sender = ResponseSender(self._call, self._served.loop, self._note_first)
@@ -145,6 +158,7 @@ class Answer:
                 raise TypeError(
                     f"a handler with a response_sender must not yield, and {handler.name} yielded {item!r}"
                 )
+        self._check_input()
         sender.close()
 
     def _make_context(self) -> Context:
