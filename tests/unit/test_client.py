@@ -737,6 +737,7 @@ async def test_after_an_attempt_that_ran_long_an_instance_is_waited_for_anew() -
         await worker.leave()
         await until(lambda: client._out.peers.count == 0 and loop.time() > began_at + wait_s)
         worker.server.break_links()
+        await until(lambda: calling.done() or client._membership.waiters)
         await world.worker(reply("at last"))
         assert await asyncio.wait_for(calling, BOUND_S) == "at last"
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -17,13 +17,16 @@ from dynamo.adapters.discovery.mem import open_mem
 from dynamo.core import registry
 from dynamo.core.config import Settings
 from dynamo.core.model import EndpointId, Instance, random_incarnation
-from dynamo.core.ports.discovery import Capability, Discovery, Identity, Lease, Scope, Watch
+from dynamo.core.ports.discovery import Capability, Change, Discovery, Identity, Lease, Scope, Watch
+from dynamo.core.ports.telemetry import NO_LABELS, EndpointTelemetry, Side, Telemetry
+from dynamo.core.registrations import Registrations
 from dynamo.runtime import (
     ClosedError,
     ConfigError,
     ConflictError,
     DistributedRuntime,
     DynamoError,
+    LeaseLostError,
     Status,
     UnavailableError,
 )
@@ -38,6 +41,24 @@ async def echo(request: Any) -> Any:
     return request
 
 
+class GuardedLease(Lease):
+    """A lease, behind the same door."""
+
+    def __init__(self, lease: Lease, put_errors: list[Exception]) -> None:
+        self._lease, self._put_errors = lease, put_errors
+
+    async def put(self, instance: Instance) -> None:
+        if self._put_errors:
+            raise self._put_errors.pop(0)
+        await self._lease.put(instance)
+
+    async def remove(self, endpoint_id: EndpointId) -> None:
+        await self._lease.remove(endpoint_id)
+
+    async def lost(self) -> str:
+        return await self._lease.lost()
+
+
 class Backend(Discovery):
     """mem, behind a door that a test opens and closes: what a client of a real server meets."""
 
@@ -47,6 +68,10 @@ class Backend(Discovery):
         self.identities: list[Identity | Exception] = []
         self.leases = 0
         self.lease_errors: list[Exception] = []
+        self.silent = False
+        self.put_errors: list[Exception] = []
+        self.leave_error: Exception | None = None
+        self.lease_ends: list[type[BaseException] | None] = []
         self.leases_expire = True
         self._mem: Any = None
 
@@ -74,14 +99,22 @@ class Backend(Discovery):
         watch: AbstractAsyncContextManager[Watch] = self._mem.watch(scope)
         return watch
 
-    def lease(self, *, instance_id: int, incarnation: int) -> AbstractAsyncContextManager[Lease]:
+    @asynccontextmanager
+    async def lease(self, *, instance_id: int, incarnation: int) -> AsyncIterator[Lease]:
         self.leases += 1
         if self.lease_errors:
             raise self.lease_errors.pop(0)
-        lease: AbstractAsyncContextManager[Lease] = self._mem.lease(
-            instance_id=instance_id, incarnation=incarnation
-        )
-        return lease
+        if self.silent:
+            await asyncio.Event().wait()
+        try:
+            async with self._mem.lease(instance_id=instance_id, incarnation=incarnation) as lease:
+                yield GuardedLease(lease, self.put_errors)
+        except BaseException as error:
+            self.lease_ends.append(type(error))
+            raise
+        self.lease_ends.append(None)
+        if self.leave_error is not None:
+            raise self.leave_error
 
     async def check(self) -> Any:
         return await self._mem.check()
@@ -146,6 +179,43 @@ async def test_health_tells_of_a_lost_lease_and_of_the_next(backend: Backend) ->
             assert backend._mem.store.entries
 
 
+async def test_a_lease_that_a_registration_finds_lost_is_taken_again_for_all(backend: Backend) -> None:
+    async with runtime_on(backend) as runtime:
+        async with runtime.endpoint(PATH).serve(echo) as one:
+            backend.put_errors.append(LeaseLostError("the test server forgot it"))
+            async with runtime.endpoint("a.b.other").serve(echo) as other:
+                await until(lambda: backend._mem.store.entries.keys() == {one.key, other.key})
+                assert backend.leases == 2
+
+
+async def test_a_lease_that_was_never_held_is_not_lost(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dynamo.runtime")
+    async with runtime_on(backend, lease_loss="shutdown") as runtime:
+        await bounded(enter(runtime))
+        assert "held again" not in caplog.text
+    backend.lease_errors = [UnavailableError("no test server")]
+    async with runtime_on(backend, lease_loss="shutdown") as runtime:
+        await bounded(enter(runtime))
+        assert "held again" in caplog.text
+
+
+async def test_the_end_leaves_the_lease_in_order(backend: Backend) -> None:
+    async with runtime_on(backend) as runtime:
+        await bounded(enter(runtime))
+    assert backend.lease_ends == [None]
+
+
+async def test_a_lease_that_cannot_be_left_is_not_lost(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.leave_error = LeaseLostError("the test server forgot it")
+    async with runtime_on(backend) as runtime:
+        await bounded(enter(runtime))
+    assert "is lost" not in caplog.text
+
+
 async def test_a_lost_lease_shuts_down_where_that_is_the_policy() -> None:
     async with make_runtime(lease_loss="shutdown") as runtime:
         serving = asyncio.ensure_future(runtime.endpoint(PATH).serve_endpoint(echo))
@@ -192,6 +262,7 @@ async def test_a_name_that_is_taken_when_the_runtime_starts_is_a_conflict(backen
             with pytest.raises(ConflictError, match="another incarnation"):
                 async with second.endpoint(PATH).serve(echo):
                     pass
+            assert second.health().status is Status.UP  # and serves nothing
         async with second.endpoint(PATH).serve(echo):
             assert second.connection_id() == 7
 
@@ -248,7 +319,7 @@ async def test_what_no_adapter_may_raise_is_told_as_ours_and_tried_again(backend
 
 async def test_a_single_failure_in_groups_is_that_failure(backend: Backend) -> None:
     away = UnavailableError("no test server")
-    backend.lease_errors = [ExceptionGroup("lease", [ExceptionGroup("keeping", [away])])]
+    backend.lease_errors = [ExceptionGroup("lease", [ExceptionGroup("keeping", [away])]) for _ in range(2)]
     async with runtime_on(backend) as runtime:
         await bounded(enter(runtime))
 
@@ -390,6 +461,63 @@ async def test_a_shutdown_while_the_lease_is_waited_for_ends_the_wait() -> None:
         await bounded(runtime.shutdown())
         with pytest.raises(ClosedError):
             await bounded(entering)
+
+
+# Without a runtime around it.
+
+
+class Told(Telemetry):
+    def __init__(self) -> None:
+        self.held: list[bool] = []
+
+    def endpoint(
+        self, endpoint_id: EndpointId, side: Side, labels: Mapping[str, str] = NO_LABELS
+    ) -> EndpointTelemetry:
+        raise AssertionError("no request is made here")
+
+    def instances_changed(self, change: Change) -> None:
+        raise AssertionError("nothing is watched here")
+
+    def lease_changed(self, held: bool, reason: str) -> None:
+        self.held.append(held)
+
+
+def registrations_on(discovery: Discovery, telemetry: Telemetry | None = None) -> Registrations:
+    return Registrations(
+        discovery, instance_id=7, incarnation=1, telemetry=telemetry, lost=lambda reason: None
+    )
+
+
+HERE = Instance(endpoint_id=ENDPOINT, instance_id=7, incarnation=1, addresses=("mem://here",))
+
+
+async def test_who_waits_for_a_registration_is_told_of_the_end_though_the_backend_is_silent(
+    backend: Backend,
+) -> None:
+    backend.silent = True
+    async with backend.connect(backend.url, Settings()) as discovery:
+        before = asyncio.all_tasks()
+        registrations = registrations_on(discovery)
+        registrations.want(HERE)
+        waiting = asyncio.ensure_future(registrations.settled(ENDPOINT))
+        await until(lambda: backend.leases)
+        await bounded(registrations.close(60))
+        with pytest.raises(ClosedError):
+            await bounded(waiting)
+        assert asyncio.all_tasks() == before
+
+
+async def test_telemetry_is_told_of_each_lease_and_its_loss(backend: Backend) -> None:
+    told = Told()
+    async with backend.connect(backend.url, Settings()) as discovery:
+        registrations = registrations_on(discovery, told)
+        registrations.want(HERE)
+        await bounded(registrations.settled(ENDPOINT))
+        assert registrations.registered(ENDPOINT)
+        backend._mem.store.expire()
+        await until(lambda: told.held == [True, False, True])
+        await registrations.close(5)
+    assert told.held == [True, False, True]
 
 
 # Who we are.
