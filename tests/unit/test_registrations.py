@@ -44,12 +44,13 @@ async def echo(request: Any) -> Any:
 class GuardedLease(Lease):
     """A lease, behind the same door."""
 
-    def __init__(self, lease: Lease, put_errors: list[Exception]) -> None:
-        self._lease, self._put_errors = lease, put_errors
+    def __init__(self, lease: Lease, backend: Backend) -> None:
+        self._lease, self._backend = lease, backend
 
     async def put(self, instance: Instance) -> None:
-        if self._put_errors:
-            raise self._put_errors.pop(0)
+        await self._backend.puts_pass.wait()
+        if self._backend.put_errors:
+            raise self._backend.put_errors.pop(0)
         await self._lease.put(instance)
 
     async def remove(self, endpoint_id: EndpointId) -> None:
@@ -69,6 +70,8 @@ class Backend(Discovery):
         self.leases = 0
         self.lease_errors: list[Exception] = []
         self.silent = False
+        self.puts_pass = asyncio.Event()
+        self.puts_pass.set()
         self.put_errors: list[Exception] = []
         self.leave_error: Exception | None = None
         self.lease_ends: list[type[BaseException] | None] = []
@@ -108,7 +111,7 @@ class Backend(Discovery):
             await asyncio.Event().wait()
         try:
             async with self._mem.lease(instance_id=instance_id, incarnation=incarnation) as lease:
-                yield GuardedLease(lease, self.put_errors)
+                yield GuardedLease(lease, self)
         except BaseException as error:
             self.lease_ends.append(type(error))
             raise
@@ -505,6 +508,23 @@ async def test_who_waits_for_a_registration_is_told_of_the_end_though_the_backen
         with pytest.raises(ClosedError):
             await bounded(waiting)
         assert asyncio.all_tasks() == before
+
+
+async def test_who_leaves_waits_for_what_is_being_registered(backend: Backend) -> None:
+    backend.puts_pass.clear()
+    async with backend.connect(backend.url, Settings()) as discovery:
+        registrations = registrations_on(discovery)
+        registrations.want(HERE)
+        await until(lambda: registrations.pending)
+        registrations.unwant(ENDPOINT)
+        leaving = asyncio.ensure_future(registrations.settled(ENDPOINT))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not leaving.done()
+        backend.puts_pass.set()
+        await bounded(leaving)
+        assert not backend._mem.store.entries
+        await registrations.close(5)
 
 
 async def test_telemetry_is_told_of_each_lease_and_its_loss(backend: Backend) -> None:
