@@ -182,13 +182,16 @@ async def test_health_tells_of_a_lost_lease_and_of_the_next(backend: Backend) ->
             assert backend._mem.store.entries
 
 
-async def test_a_lease_that_a_registration_finds_lost_is_taken_again_for_all(backend: Backend) -> None:
+async def test_a_lease_that_a_registration_finds_lost_is_taken_again_for_all(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
     async with runtime_on(backend) as runtime:
         async with runtime.endpoint(PATH).serve(echo) as one:
             backend.put_errors.append(LeaseLostError("the test server forgot it"))
             async with runtime.endpoint("a.b.other").serve(echo) as other:
                 await until(lambda: backend._mem.store.entries.keys() == {one.key, other.key})
                 assert backend.leases == 2
+                assert "is lost (the test server forgot it)" in caplog.text
 
 
 async def test_a_lease_that_was_never_held_is_not_lost(
@@ -309,13 +312,16 @@ async def test_a_restarted_process_waits_for_its_predecessor_and_says_so(
         await bounded(serving)
 
 
-async def test_what_no_adapter_may_raise_is_told_as_ours_and_tried_again(backend: Backend) -> None:
+async def test_what_no_adapter_may_raise_is_told_as_ours_and_tried_again(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
     mistake = RuntimeError("a third party's")
     backend.lease_errors = [mistake, mistake]
     async with runtime_on(backend) as runtime:
         with pytest.raises(DynamoError, match="discovery adapter failed: RuntimeError: a third") as caught:
             await bounded(enter(runtime))
         assert caught.value.__cause__ is mistake
+        assert caplog.text.count("trying again: the discovery adapter failed") == 1
         backend.lease_errors.clear()
         await bounded(enter(runtime))
 
@@ -495,7 +501,7 @@ HERE = Instance(endpoint_id=ENDPOINT, instance_id=7, incarnation=1, addresses=("
 
 
 async def test_who_waits_for_a_registration_is_told_of_the_end_though_the_backend_is_silent(
-    backend: Backend,
+    backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend.silent = True
     async with backend.connect(backend.url, Settings()) as discovery:
@@ -508,6 +514,7 @@ async def test_who_waits_for_a_registration_is_told_of_the_end_though_the_backen
         with pytest.raises(ClosedError):
             await bounded(waiting)
         assert asyncio.all_tasks() == before
+    assert "left behind" not in caplog.text
 
 
 async def test_who_leaves_waits_for_what_is_being_registered(backend: Backend) -> None:
@@ -525,6 +532,7 @@ async def test_who_leaves_waits_for_what_is_being_registered(backend: Backend) -
         await bounded(leaving)
         assert not backend._mem.store.entries
         await registrations.close(5)
+        assert backend.lease_ends == [None]
 
 
 async def test_telemetry_is_told_of_each_lease_and_its_loss(backend: Backend) -> None:
