@@ -48,6 +48,7 @@ class GuardedLease(Lease):
         self._lease, self._backend = lease, backend
 
     async def put(self, instance: Instance) -> None:
+        self._backend.puts.append(instance)
         await self._backend.puts_pass.wait()
         if self._backend.put_errors:
             raise self._backend.put_errors.pop(0)
@@ -70,6 +71,7 @@ class Backend(Discovery):
         self.leases = 0
         self.lease_errors: list[Exception] = []
         self.silent = False
+        self.puts: list[Instance] = []
         self.puts_pass = asyncio.Event()
         self.puts_pass.set()
         self.put_errors: list[Exception] = []
@@ -515,6 +517,19 @@ async def test_who_waits_for_a_registration_is_told_of_the_end_though_the_backen
             await bounded(waiting)
         assert asyncio.all_tasks() == before
     assert "left behind" not in caplog.text
+
+
+async def test_what_is_registered_is_not_registered_again(backend: Backend) -> None:
+    another = attrs.evolve(HERE, endpoint_id=EndpointId.parse("a.b.other"))
+    async with backend.connect(backend.url, Settings()) as discovery:
+        registrations = registrations_on(discovery)
+        for instance in (HERE, another):
+            registrations.want(instance)
+            await bounded(registrations.settled(instance.endpoint_id))
+        registrations.unwant(ENDPOINT)
+        await bounded(registrations.settled(ENDPOINT))
+        assert backend.puts == [HERE, another]
+        await registrations.close(5)
 
 
 async def test_who_leaves_waits_for_what_is_being_registered(backend: Backend) -> None:
