@@ -179,6 +179,8 @@ async def test_health_tells_of_a_lost_lease_and_of_the_next(backend: Backend) ->
             backend._mem.store.expire()
             await until(lambda: runtime.health().status is Status.STALE)
             assert "lease" in runtime.health().detail or "away" in runtime.health().detail
+            assert runtime._hosting.registrations is not None
+            assert not runtime._hosting.registrations.held
             backend._mem.store.outage(False)
             await until(lambda: runtime.health().status is Status.UP)
             assert backend._mem.store.entries
@@ -207,6 +209,7 @@ async def test_a_lease_that_was_never_held_is_not_lost(
     async with runtime_on(backend, lease_loss="shutdown") as runtime:
         await bounded(enter(runtime))
         assert "held again" in caplog.text
+    assert "no lease for instance" not in caplog.text  # who serves says what it waits for
 
 
 async def test_the_end_leaves_the_lease_in_order(backend: Backend) -> None:
