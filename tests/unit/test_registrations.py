@@ -576,6 +576,19 @@ async def test_the_backend_may_say_who_we_are(backend: Backend) -> None:
             assert instance.instance_id == runtime.connection_id() == 0xBEEF
 
 
+async def test_who_we_are_is_asked_until_the_backend_answers(backend: Backend) -> None:
+    backend.identities = [UnavailableError("no test server")]
+    async with runtime_on(backend) as runtime:
+        serving = asyncio.ensure_future(runtime.endpoint(PATH).serve_endpoint(echo))
+        await until(lambda: "no test server" in runtime.health().detail)
+        assert runtime.health().status is Status.DOWN
+        backend.identities = [Identity(instance_id=7)]
+        await until(lambda: runtime.health().status is Status.UP)
+        assert runtime.connection_id() == 7
+        await bounded(runtime.shutdown())
+        await bounded(serving)
+
+
 async def test_an_id_that_was_given_out_is_kept_or_the_start_fails(backend: Backend) -> None:
     backend.identities = [Identity(instance_id=0xBEEF)]
     async with runtime_on(backend) as runtime:
