@@ -665,6 +665,19 @@ async def test_an_answer_brings_back_an_instance_that_was_aside() -> None:
         assert not peer_of(world, worker).failures
 
 
+async def test_an_error_of_a_handler_brings_back_an_instance_that_was_aside_too() -> None:
+    async with deployed() as world:
+        worker = await world.worker()
+        client = await world.ready_client()
+        broken(worker)
+        with pytest.raises(StreamBrokenError):
+            await client.call(0)
+        worker.answer = fail(StreamBrokenError("its own backend"))
+        with pytest.raises(StreamBrokenError, match="its own backend"):
+            await client.call(0)
+        assert not world.memberships.of(client.endpoint_id).peers.aside
+
+
 async def test_if_everybody_failed_the_least_recently_failed_one_is_tried() -> None:
     async with deployed() as world:
         first, second = await world.worker(), await world.worker()
