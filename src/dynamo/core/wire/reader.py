@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dynamo.core.wire.frames import F_RAW, HEADER_BYTES, ITEM, ITEM_COST, MAGIC, unpack_header
+from dynamo.core.wire.frames import F_END, F_RAW, HEADER_BYTES, ITEM, ITEM_COST, MAGIC, unpack_header
 from dynamo.core.wire.stream import Stream
 
 OPENING_BYTES = 2048  # until the opening is done, so that silent connections cost next to nothing
@@ -26,7 +26,7 @@ class Receiver(Protocol):
 
 
 class Reader:
-    """Plain items go to ``streams`` directly, without a call for each; all else goes to ``receiver``."""
+    """Whole items go to ``streams`` directly, without a call for each; all else goes to ``receiver``."""
 
     __slots__ = (
         "_body",
@@ -106,14 +106,20 @@ class Reader:
                         end = position
                 break
             position = stop
-            if kind == ITEM and not zero and flags in _PLAIN and length <= quick_limit:
+            if kind == ITEM and not zero and flags in _WHOLE and length <= quick_limit:
                 stream = get(number)
                 if stream is not None and stream._quick:
                     credit = stream._in_credit - length - ITEM_COST
                     if credit >= 0:
                         stream._in_credit = credit
                         payload = bytes(view[start:stop])
-                        stream._items.append(memoryview(payload) if flags else payload)
+                        if not flags:
+                            stream._items.append(payload)
+                        else:
+                            stream._items.append(memoryview(payload) if flags & F_RAW else payload)
+                            if flags & F_END:
+                                stream._end_input()
+                                quick_limit, get = self.quick_limit, self.streams.get
                         hook = stream.on_readable
                         if hook is not None:
                             stream.on_readable = None
@@ -163,4 +169,4 @@ class Reader:
         self._view = memoryview(larger)
 
 
-_PLAIN = frozenset({0, F_RAW})
+_WHOLE = frozenset({0, F_RAW, F_END, F_RAW | F_END})
