@@ -60,7 +60,7 @@ class Answer:
         call.on_cancel = self._on_cancel
         if (timeout_s := call.request.timeout_s) is not None:
             self._deadline = self._began_at + timeout_s
-            self._timer = served.loop.call_later(timeout_s, self._expire)
+            self._timer = served.loop.call_later(timeout_s, self._expire, context=served.variables)
 
     @property
     def priority(self) -> int:
@@ -163,9 +163,7 @@ class Answer:
 
     def _make_context(self) -> Context:
         request = self._call.request
-        context = self._context = context_of_call(
-            request.request_id, request.metadata, self._deadline, self._context_cancelled
-        )
+        context = self._context = context_of_call(request.request_id, request.metadata, self._deadline, self)
         if self._call.stopped:
             context.stop_generating()
         return context
@@ -215,7 +213,8 @@ class Answer:
         elif self._context is not None:
             self._context.stop_generating()
 
-    def _context_cancelled(self, killed: bool) -> None:
+    def context_cancelled(self, killed: bool) -> None:
+        """The handler has stopped or killed its own context, or we have."""
         if killed:
             self.cut(CallCancelledError("the handler killed its own context", remote=True))
 

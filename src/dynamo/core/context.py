@@ -10,6 +10,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Protocol
 
 # W3C Trace Context, level 1: version 00; ids of zeros only are invalid
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}")
@@ -66,6 +67,13 @@ class Metadata(MutableMapping[str, str]):
         return self._values.pop(key, default)
 
 
+class Owner(Protocol):
+    """Whom a context belongs to."""
+
+    def context_cancelled(self, killed: bool) -> None:
+        """It was stopped or killed."""
+
+
 class Context:
     """One request as its handler, or its caller, sees it.
 
@@ -81,6 +89,7 @@ class Context:
         "_id",
         "_killed",
         "_metadata",
+        "_owner",
         "_span_id",
         "_stopped",
     )
@@ -100,6 +109,7 @@ class Context:
         self._stopped = self._killed = False
         self._event: asyncio.Event | None = None
         self._hooks: dict[int, Callable[[bool], None]] | None = None
+        self._owner: Owner | None = None
         self._span_id: str | None = None
 
     def id(self) -> str:
@@ -204,6 +214,8 @@ class Context:
     def _tell(self, killed: bool) -> None:
         if self._event is not None:
             self._event.set()
+        if self._owner is not None:
+            self._owner.context_cancelled(killed)
         for hook in list(self._hooks.values()) if self._hooks else ():
             hook(killed)
 
@@ -212,15 +224,13 @@ class Context:
         return f"Context(id={self.id()!r}, {state})"
 
 
-def context_of_call(
-    id: str, metadata: Mapping[str, str], deadline: float | None, hook: Callable[[bool], None]
-) -> Context:
-    """A handler's: what arrived was checked already. ``hook(killed)`` is called on every stop and kill."""
+def context_of_call(id: str, metadata: Mapping[str, str], deadline: float | None, owner: Owner) -> Context:
+    """A handler's: what arrived was checked already."""
     context = Context.__new__(Context)
     context._id = id
     context._metadata = metadata if type(metadata) is dict else dict(metadata)
     context._deadline = deadline
     context._stopped = context._killed = False
-    context._event = context._span_id = None
-    context._hooks = {0: hook}
+    context._event = context._span_id = context._hooks = None
+    context._owner = owner
     return context

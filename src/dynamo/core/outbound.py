@@ -6,6 +6,7 @@ import itertools
 import secrets
 from asyncio import get_running_loop
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -30,7 +31,7 @@ class Outbound:
 
     __slots__ = (
         "_dial", "_id_numbers", "_id_prefix", "active", "closed", "endpoint", "instance_wait_s", "loop",
-        "membership", "peers", "telemetry",
+        "membership", "peers", "telemetry", "variables",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +45,7 @@ class Outbound:
         self.telemetry: EndpointTelemetry | None = (
             None if telemetry is None else telemetry.endpoint(membership.endpoint_id, Side.CLIENT)
         )
+        self.variables = copy_context()  # for timers, which would else copy those of each caller
         self.active: set[Exchange] = set()
         self.closed = False
         self._dial = dial

@@ -60,7 +60,7 @@ class Served:
             )
         self.endpoint_id, self.handler, self.loop, self.telemetry = endpoint_id, handler, loop, telemetry
         self.graceful = graceful
-        self.variables = contextvars.copy_context()  # of which each call gets a copy
+        self.variables = contextvars.copy_context()  # of which each handler gets a copy
         self.instance: Instance | None = None  # as registered; None until the runtime knows its addresses
         self.leaving: asyncio.Task[None] | None = None  # its withdrawal, once that is under way
         self._limit = sys.maxsize if max_inflight is None else max_inflight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -48,7 +49,7 @@ from dynamo.core.wire.frames import (
     unpack_u32,
     unpack_u64,
 )
-from dynamo.core.wire.receiving import StreamFailure
+from dynamo.core.wire.receiving import NO_ITEMS, StreamFailure
 from dynamo.core.wire.sending import small_limit, too_large
 from dynamo.core.wire.stream import Stream
 
@@ -232,6 +233,8 @@ class Dispatch:
                 stream._begin(payload, bool(flags & F_END))
                 self._connection._accept(stream)
                 return
+            if stream._items is NO_ITEMS:
+                stream._items = deque()
             stream._items.append(payload)
             if flags & F_END:
                 stream._end_input()

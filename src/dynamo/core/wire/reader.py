@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Protocol
 
 from dynamo.core.wire.frames import F_END, F_RAW, HEADER_BYTES, ITEM, ITEM_COST, MAGIC, unpack_header
+from dynamo.core.wire.receiving import NO_ITEMS
 from dynamo.core.wire.stream import Stream
 
 OPENING_BYTES = 2048  # until the opening is done, so that silent connections cost next to nothing
@@ -93,7 +95,7 @@ class Reader:
             self.greeted = not self.stopped
             position = len(MAGIC)
         # Looked up again after each frame of the long way: it may have changed them.
-        get = self.streams.get
+        get, no_items = self.streams.get, NO_ITEMS
         while end - position >= HEADER_BYTES and not self.stopped:
             length, kind, flags, zero, number = unpack(buffer, position)
             start = position + HEADER_BYTES
@@ -113,10 +115,13 @@ class Reader:
                     if credit >= 0:
                         stream._in_credit = credit
                         payload = bytes(view[start:stop])
+                        items = stream._items
+                        if items is no_items:
+                            items = stream._items = deque()
                         if not flags:
-                            stream._items.append(payload)
+                            items.append(payload)
                         else:
-                            stream._items.append(memoryview(payload) if flags & F_RAW else payload)
+                            items.append(memoryview(payload) if flags & F_RAW else payload)
                             if flags & F_END:
                                 stream._end_input()
                                 quick_limit, get = self.quick_limit, self.streams.get

@@ -7,7 +7,6 @@ that to the ``Connection``; everything here is synchronous.
 from __future__ import annotations
 
 import copy
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from dynamo.core.errors import CallCancelledError, DynamoError, Retry, StreamBro
 from dynamo.core.ports.request_plane import Request
 from dynamo.core.wire.faults import encode_error
 from dynamo.core.wire.frames import ERROR, F_ITEM, KILL, STOP, header, map_frame
-from dynamo.core.wire.receiving import NEVER, Receiving
+from dynamo.core.wire.receiving import NEVER, NO_ITEMS, Receiving
 from dynamo.core.wire.sending import ERROR_ENTRY, NONE_PENDING
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class Stream(Receiving):
         self._open_index = self._offset = self._credit = self._window_out = self._half = 0
         self._first = self._blocked = self._busy = self._out_done = False
         self._pending = NONE_PENDING
-        self._items = deque()
+        self._items = NO_ITEMS
         self._window = self._in_credit = self._owed = self._give_at = 0
         self._needed = self._extra = self._reserved = 0
         self._quick = True

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dynamo.adapters.request_plane.mem.end import NOTHING_QUEUED, End, cost_of, twin, wake
+from dynamo.adapters.request_plane.mem.end import NO_ITEMS, NOTHING_QUEUED, End, cost_of, twin, wake
 from dynamo.core.errors import CallCancelledError, DynamoError, Retry, StreamBrokenError
 from dynamo.core.ports.request_plane import Request
 
@@ -37,7 +36,7 @@ class Call(End):
         self._window, self._half = plane.window_bytes, plane.half_window
         self._output_over, self._input_over = (request.end, False) if server is None else (False, request.end)
         self.ended = self._input_over
-        self._outbox, self._inbox, self._queued = [], deque(), NOTHING_QUEUED
+        self._outbox, self._inbox, self._queued = None, NO_ITEMS, NOTHING_QUEUED
         self._scheduled = self._announced = self._asking = self._answered = self.stopped = self.killed = False
         self.received = self.promised = self._owed = self._held = 0
         self._failure = self._error = self._writable = self._readable = None

@@ -21,6 +21,8 @@ Message: TypeAlias = "Callable[[Any], None] | Payload | None"
 """What is told to the peer: most often an item, None for a clean end of the items, else what to do there."""
 
 NOTHING_QUEUED: deque[tuple[Payload | None, bool]] = deque(maxlen=0)
+NO_ITEMS: deque[Payload] = deque(maxlen=0)
+"""Of all ends that nothing has arrived for: an empty deque takes 600 bytes, and time to make."""
 
 
 def cost_of(payload: Payload) -> int:
@@ -112,7 +114,7 @@ class End:
     _peer: End | None
     _limit: int  # of an item's bytes, on either side
     _scheduled: bool
-    _outbox: list[Message]
+    _outbox: list[Message] | None  # what is to be handed over
     _peer_window: int
     _credit: int
     _queued: deque[tuple[Payload | None, bool]]  # what the window does not let through; (None, True): the end
@@ -120,7 +122,7 @@ class End:
     _output_over: bool
     _failure: DynamoError | None
     _writable: asyncio.Future[None] | None
-    _inbox: deque[Payload]
+    _inbox: deque[Payload]  # NO_ITEMS until the first one
     _window: int
     _half: int
     _owed: int  # credit of items taken; goes back when it is much, or the reader waits
@@ -142,7 +144,9 @@ class End:
             and not self._output_over
         ):
             self._credit = credit
-            self._outbox.append(payload)
+            if (outbox := self._outbox) is None:
+                outbox = self._outbox = []
+            outbox.append(payload)
             if end:
                 self._output_over = True
                 self._end_output()
@@ -222,7 +226,9 @@ class End:
     # The link: what was posted in one tick goes together, to another thread through its loop's own door.
 
     def _post(self, message: Message) -> None:
-        self._outbox.append(message)
+        if (outbox := self._outbox) is None:
+            outbox = self._outbox = []
+        outbox.append(message)
         self.plane.urgent = True
         if not self._scheduled:
             self._schedule()
@@ -230,7 +236,7 @@ class End:
     @property
     def waiting(self) -> int:
         """What was posted and not handed over yet."""
-        return len(self._outbox)
+        return 0 if self._outbox is None else len(self._outbox)
 
     def _schedule(self) -> None:
         self._scheduled = True
@@ -242,7 +248,7 @@ class End:
     def flush(self) -> None:
         """Hand over what was posted."""
         self._scheduled = False
-        batch, self._outbox = self._outbox, []
+        batch, self._outbox = self._outbox or [], None
         credit, self._owed = self._owed, 0
         if (peer := self._peer) is None:
             return
@@ -265,6 +271,8 @@ class End:
                 self._end_input(None)
             elif isinstance(message, (bytes, memoryview)):
                 if not self._input_over:
+                    if inbox is NO_ITEMS:
+                        inbox = self._inbox = deque()
                     inbox.append(message)
             else:
                 message(self)
@@ -301,6 +309,8 @@ class End:
 
     def _transmit(self, payload: Payload | None, end: bool) -> None:
         if payload is not None:
+            if self._outbox is None:
+                self._outbox = []
             self._outbox.append(payload)
         if end:
             self._end_output()
