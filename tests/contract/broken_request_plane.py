@@ -264,7 +264,13 @@ def r13_one_window_for_all_streams(patch: pytest.MonkeyPatch) -> None:
         close(self, error, keep=keep)
         put(self, get(self) + spent.get(self, 0))
 
-    init, close = Call.__init__, Call._close
+    def finish_a_direction(self: Call) -> None:
+        end_output(self)
+        if self.ended:
+            put(self, get(self) + spent.get(self, 0))
+
+    init, close, end_output = Call.__init__, Call._close, Call._end_output
+    patch.setattr(Call, "_end_output", finish_a_direction)
     patch.setattr(Call, "__init__", start)
     patch.setattr(Call, "_close", finish)
     patch.setattr(End, "_credit", property(get, put), raising=False)

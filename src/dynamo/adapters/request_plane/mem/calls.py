@@ -124,7 +124,11 @@ class Call(End):
             self._post(None)
         else:
             self._post(lambda peer: peer._end_input(failure))
-        if self._server is not None:
+        if (server := self._server) is None:
+            return
+        if self.ended and self._writable is None and not self._held:
+            server.running.discard(self)  # most calls: nothing is left to close
+        else:
             self._close(None, keep=False)
 
     def _end_input(self, error: DynamoError | None) -> None:

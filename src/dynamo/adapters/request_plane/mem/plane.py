@@ -173,10 +173,10 @@ class MemRequestPlane(RequestPlane):
 
     def _copy(self, request: Request, other: MemRequestPlane) -> Request:
         payload = request.payload
-        if payload is not None:
-            check_size(payload, min(self.max_message_bytes, other.max_message_bytes))
-            if type(payload) is not bytes:
-                payload = snapshot(payload)
+        limit = min(self.max_message_bytes, other.max_message_bytes)
+        if payload is not None and (type(payload) is not bytes or len(payload) > limit):
+            check_size(payload, limit)
+            payload = snapshot(payload)
         return Request(
             request.endpoint, request.request_id, payload, request.end, request.attempt, request.timeout_s,
             dict(request.metadata), request.priority,
