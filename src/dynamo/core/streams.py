@@ -155,7 +155,7 @@ class ResponseStream(AsyncIterator[Any]):
                 )
             self._reading = True
             try:
-                if call is not None and not call.ended:
+                if call is not None:
                     await call.wait()
                     payload = call.receive_nowait()
                 if payload is None:

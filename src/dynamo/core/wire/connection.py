@@ -85,6 +85,8 @@ class Connection:
         self._budget = budget
         self._out = Outbox()
         self._reader = Reader(Dispatch(self))
+        # Where to put received bytes; never empty. Not to be kept once ``buffer_updated`` returned.
+        self.get_buffer = self._reader.get_buffer
         self._keepalive = Keepalive(self, options)
         self._hello = Hello()
         self._handshake = Handshake(self)
@@ -154,10 +156,6 @@ class Connection:
         return self._hello.incarnation
 
     # Bytes.
-
-    def get_buffer(self, hint: int = -1) -> memoryview:
-        """Where to put received bytes; never empty. Not to be kept once ``buffer_updated`` returned."""
-        return self._reader.get_buffer()
 
     def buffer_updated(self, count: int) -> None:
         """``count`` bytes were put where ``get_buffer`` said."""

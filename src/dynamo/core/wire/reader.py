@@ -60,8 +60,8 @@ class Reader:
         self._body_left = 0
         self._body_frame: tuple[int, int, int, memoryview, bool] = (0, 0, 0, memoryview(b""), False)
 
-    def get_buffer(self) -> memoryview:
-        """Where the next bytes go; never empty."""
+    def get_buffer(self, hint: int = -1) -> memoryview:
+        """Where the next bytes go; never empty. ``hint`` is asyncio's, and not used."""
         body = self._body
         return self._view[self._end :] if body is None else body
 
@@ -132,7 +132,10 @@ class Reader:
                         continue
             on_frame(kind, flags, zero, number, view[start:stop], False)
             quick_limit, get = self.quick_limit, self.streams.get
-        self._keep(position, end)
+        if position == end and len(buffer) == BUFFER_BYTES:
+            self._start = self._end = 0
+        else:
+            self._keep(position, end)
 
     def _incomplete(self, position: int, length: int, kind: int, flags: int, number: int) -> int:
         """Where parsing stopped. A large body goes on in a buffer of its own, or in that of its item."""

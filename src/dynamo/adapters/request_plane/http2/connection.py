@@ -126,7 +126,7 @@ class Http2Connection:
     def waiting_bytes(self) -> int:
         return self.outbox.brought
 
-    def get_buffer(self) -> memoryview:
+    def get_buffer(self, hint: int = -1) -> memoryview:
         return self._reader.buffer
 
     def buffer_updated(self, size: int) -> None:

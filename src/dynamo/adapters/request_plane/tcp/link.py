@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
+from asyncio import get_running_loop
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
@@ -39,13 +40,13 @@ class Call(Stream):
 
     async def wait(self) -> None:
         while not self.ready():
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiter: asyncio.Future[None] = get_running_loop().create_future()
             self.on_readable = partial(_wake, waiter)
             await waiter
 
     async def writable(self) -> None:
         while not self.can_send:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiter: asyncio.Future[None] = get_running_loop().create_future()
             self.on_writable = partial(_wake, waiter)
             await waiter
 
@@ -78,8 +79,9 @@ class Link(asyncio.BufferedProtocol):
         self.arrival: asyncio.Task[None] | None = None  # what will bring it one
         self.open = cast("Callable[[Request], Call]", connection.open)  # Call is its type of streams
         self._silent_hint = silent_hint
-        self._buffer = connection.get_buffer
-        self._loop = asyncio.get_running_loop()
+        # Asked before each read, so without a step between.
+        self.get_buffer = connection.get_buffer  # type: ignore[assignment, method-assign]
+        self._loop = get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._writing = False  # connected, and the transport's buffer has room
         self._closing = False  # the connection is closed, and the transport has its bound
@@ -108,9 +110,6 @@ class Link(asyncio.BufferedProtocol):
         self._writing = True
         self._tick()
         self._flush()
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         self._prompted = True
