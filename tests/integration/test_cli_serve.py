@@ -23,7 +23,7 @@ from dynamo.core.signals import ECHO_S
 from integration.test_cli import BOUND_S, COMMAND, environment, refused, started
 
 HELLO = """
-import asyncio, os
+import asyncio, gc, os
 from collections.abc import AsyncIterator
 from dynamo.runtime import depends, endpoint, service
 
@@ -42,6 +42,10 @@ class Backend:
     @endpoint
     async def loop(self) -> str:
         return type(asyncio.get_running_loop()).__module__
+
+    @endpoint
+    async def frozen(self) -> int:
+        return gc.get_freeze_count()
 
     @endpoint
     async def hang(self) -> AsyncIterator[str]:
@@ -158,6 +162,7 @@ def test_a_killed_worker_comes_back_and_ctrl_c_drains_all(folder: Folder) -> Non
         assert asked.split(" | ")[0].strip() in ("Backend/0", "Backend/1")
         loop = folder.run("call", "demo.Backend.loop", "{}").stdout
         assert loop.startswith("asyncio" if find_spec("uvloop") is None else "uvloop")
+        assert int(folder.run("call", "demo.Backend.frozen", "{}").stdout) > 0  # left to no collection
         first, second = map(folder.pid_of, folder.backends())
         os.kill(first, signal.SIGKILL)
         until(serving, "ended with SIGKILL; again in 0.5 s")
@@ -271,6 +276,7 @@ def test_a_dry_run_shows_the_plan_and_runs_nothing(folder: Folder) -> None:
         "  demo.Backend.generate",
         "  demo.Backend.pid",
         "  demo.Backend.loop",
+        "  demo.Backend.frozen",
         "  demo.Backend.hang",
         "Frontend: 1 worker with mark='?'",
         "  demo.Frontend.run",

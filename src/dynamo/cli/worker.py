@@ -6,6 +6,7 @@ It tells on READY_FD when it serves. Its standard input is open for as long as i
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -50,6 +51,9 @@ async def _serve(runtime: DistributedRuntime, deployment: Deployment, service: s
             print(f"HTTP routes at {url}", flush=True)  # noqa: T201
         if not runtime.serving:
             runtime.set_health_status(True)
+        # What the start has made, models too, stays: a full collection would stop all calls while it looks.
+        gc.collect()
+        gc.freeze()
         os.write(ready, b"1")
         os.close(ready)
         await served.until_shutdown()
