@@ -110,7 +110,7 @@ async def test_a_loop_that_was_blocked_for_longer_than_the_ttl_buries_nobody_on_
         async with lease_for(mine, one) as lease, following(theirs) as follower:
             await lease.put(one)
             await follower.until(lambda live: live == by_key(one))
-            time.sleep(1)
+            time.sleep(1)  # blocks the loop, which is what this is about
             with anyio.move_on_after(0.3):
                 pytest.fail(f"unexpected: {await follower.next()}")
 

@@ -6,7 +6,7 @@ import asyncio
 import re
 import threading
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from typing import Any
 
 import attrs
@@ -650,32 +650,21 @@ async def test_a_dead_instance_is_put_aside_at_once() -> None:
         assert peer_of(world, dead).failures == 1
 
 
-async def test_an_answer_brings_back_an_instance_that_was_aside() -> None:
+async def test_an_answer_brings_back_an_instance_that_was_aside_be_it_an_error() -> None:
     async with deployed() as world:
         worker = await world.worker()
         client = await world.ready_client()
-        broken(worker)
-        with pytest.raises(StreamBrokenError):
-            await client.call(0)
         peers = world.memberships.of(client.endpoint_id).peers
-        assert list(peers.aside) == [worker.id]
-        worker.answer = None
-        await client.call(0)
-        assert not peers.aside
-        assert not peer_of(world, worker).failures
-
-
-async def test_an_error_of_a_handler_brings_back_an_instance_that_was_aside_too() -> None:
-    async with deployed() as world:
-        worker = await world.worker()
-        client = await world.ready_client()
-        broken(worker)
-        with pytest.raises(StreamBrokenError):
-            await client.call(0)
-        worker.answer = fail(StreamBrokenError("its own backend"))
-        with pytest.raises(StreamBrokenError, match="its own backend"):
-            await client.call(0)
-        assert not world.memberships.of(client.endpoint_id).peers.aside
+        for error in (None, "its own backend"):
+            broken(worker)
+            with pytest.raises(StreamBrokenError):
+                await client.call(0)
+            assert list(peers.aside) == [worker.id]
+            worker.answer = None if error is None else fail(StreamBrokenError(error))
+            with nullcontext() if error is None else pytest.raises(StreamBrokenError, match=error):
+                await client.call(0)
+            assert not peers.aside
+            assert not peer_of(world, worker).failures
 
 
 async def test_if_everybody_failed_the_least_recently_failed_one_is_tried() -> None:

@@ -114,8 +114,7 @@ class Exchange:
     def expire_in(self, timeout_s: float) -> None:
         """End it with DeadlineError in ``timeout_s`` seconds."""
         if timeout_s > 0:
-            out = self.out
-            self.timer = out.loop.call_later(timeout_s, self._expire, context=out.variables)
+            self.timer = self.out.loop.call_later(timeout_s, self._expire, context=self.out.variables)
         else:
             self.finish(DeadlineError(f"{self.out.endpoint}: the deadline was over before the call began"))
 

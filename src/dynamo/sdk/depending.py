@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from abc import abstractmethod
 from typing import Any, TypeVar, overload
 
 from dynamo.core.errors import ConfigError
@@ -27,8 +28,9 @@ class _Given:
             return self
         return self._missing(instance)
 
+    @abstractmethod
     def _missing(self, instance: Any) -> Any:
-        raise NotImplementedError
+        """What reading it gives, or raises, before it was given."""
 
     def give(self, instance: Any, value: Any) -> None:
         """Put ``value`` in its place, unless the instance's own ``__init__`` put something there."""

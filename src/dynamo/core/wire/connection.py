@@ -207,6 +207,7 @@ class Connection:
         hello = self._hello
         stream = self._stream_type(self, request)
         streams = len(self._streams) + len(self._waiting)
+        # As ``accepts_calls`` says, without a call for each request.
         if self.closed or self.draining or self._keepalive.silence.stalled or streams >= hello.max_streams:
             stream.over = stream._in_done = stream._out_done = True
             stream._error = self._reason_not_to_open()

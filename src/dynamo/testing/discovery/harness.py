@@ -48,6 +48,10 @@ class Power(enum.Flag):
     KILL = enum.auto()
 
 
+def _missing(power: Power) -> NotImplementedError:
+    return NotImplementedError(f"the suite claims {power}: let its harness do that")
+
+
 class DiscoveryHarness(Protocol):
     """A backend for one test, empty at first (or holding ``DECLARED``), and power over it.
 
@@ -64,20 +68,20 @@ class DiscoveryHarness(Protocol):
 
     async def outage(self, on: bool) -> None:
         """Cut the backend off from every client, keeping its state, or restore it."""
-        raise NotImplementedError
+        raise _missing(Power.OUTAGE)
 
     async def expire(self) -> None:
         """Make the backend drop every lease, as after a partition longer than the TTL."""
-        raise NotImplementedError
+        raise _missing(Power.EXPIRE)
 
     async def delete(self, instance: Instance) -> None:
         """Delete the registration by hand, behind its owner's back."""
-        raise NotImplementedError
+        raise _missing(Power.DELETE)
 
     async def corrupt(self, endpoint_id: EndpointId) -> None:
         """Put a record that cannot be read where instances of the endpoint are recorded."""
-        raise NotImplementedError
+        raise _missing(Power.CORRUPT)
 
     async def owner(self, instance: Instance) -> Callable[[], Awaitable[None]]:
         """Register ``instance`` from an owner elsewhere; what is returned kills it, like ``kill -9``."""
-        raise NotImplementedError
+        raise _missing(Power.KILL)
