@@ -17,6 +17,7 @@ pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed"
 
 from dynamo.adapters.discovery.kubernetes import credentials, way
 from dynamo.adapters.discovery.kubernetes.configuration import KubernetesConfig
+from dynamo.adapters.discovery.kubernetes.program import Programs
 from dynamo.core.errors import ConfigError
 from dynamo.testing.discovery import Follower
 from integration.fake_kubernetes import RECORDS, SLICES, FakeKubernetes
@@ -27,11 +28,15 @@ pytestmark = [pytest.mark.anyio]
 
 
 class Program:
-    """A credential plugin as kubeconfigs name them: it answers with the token in a file, or otherwise."""
+    """A credential plugin as kubeconfigs name them: it answers with the token in a file, or otherwise.
 
-    def __init__(self, fake: FakeKubernetes, folder: Path) -> None:
+    Its token has expired when it is given, so that it is asked again each time, unless ``holds``.
+    """
+
+    def __init__(self, fake: FakeKubernetes, folder: Path, *, holds: bool = False) -> None:
         self.token, self.runs, script = fake.token_file, folder / "runs", folder / "plugin.py"
         said = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential"}
+        expires = {} if holds else {"expirationTimestamp": "2001-09-09T01:46:40Z"}
         script.write_text(
             textwrap.dedent(f"""
                 import json, pathlib, sys, time
@@ -41,7 +46,7 @@ class Program:
                     time.sleep(0.01)
                 if token == "fail":
                     sys.exit("no network")
-                print(json.dumps({{**{said!r}, "status": {{"token": token}}}}))
+                print(json.dumps({{**{said!r}, "status": {{"token": token, **{expires!r}}}}}))
             """)
         )
         command = {"apiVersion": said["apiVersion"], "command": sys.executable, "args": [str(script)]}
@@ -206,6 +211,21 @@ async def test_a_program_that_hangs_keeps_nobody_waiting_and_is_not_started_agai
         await begun_again(fake, follower)
 
 
+async def test_a_token_that_holds_is_asked_for_again_when_it_was_refused(
+    fake: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.token = "first"
+    program = Program(fake, tmp_path, holds=True)
+    async with watched(fake) as follower:
+        monkeypatch.setattr(way, "REREAD_USER_S", 0.0)
+        await begun_again(fake, follower)
+        assert program.runs.read_text() == "x"
+        program.token.write_text("second")
+        fake.token = "second"
+        await begun_again(fake, follower)
+        assert program.runs.read_text() == "xx"
+
+
 async def test_a_program_that_gives_no_credentials_is_told_at_the_start(
     fake: FakeKubernetes, tmp_path: Path
 ) -> None:
@@ -214,5 +234,7 @@ async def test_a_program_that_gives_no_credentials_is_told_at_the_start(
     config = KubernetesConfig(
         namespace=None, kubeconfig=str(fake.kubeconfig), source="KUBECONFIG", answer_s=1.0, takeover_s=1.0
     )
-    with pytest.raises(ConfigError, match=r"KUBECONFIG.*cannot be used: .* gave no credentials"):
-        await credentials.load(config)
+    with pytest.raises(
+        ConfigError, match=r"KUBECONFIG.*cannot be used: .* gave no credentials: .*: no network"
+    ):
+        await credentials.load(config, Programs())

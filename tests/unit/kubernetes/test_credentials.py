@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dynamo.adapters.discovery.kubernetes import configuration, credentials, way
+from dynamo.adapters.discovery.kubernetes.program import Programs
 from dynamo.core.config import Settings
 from dynamo.core.errors import ConfigError
 
@@ -33,16 +34,20 @@ def config(tmp_path: Path, *, cluster: Any = None, user: Any = None, **context: 
     return configuration.read("kubernetes://", Settings.from_env({"KUBECONFIG": str(tmp_path / "config")}))
 
 
+async def load(config: Any) -> credentials.Found:
+    return await credentials.load(config, Programs())
+
+
 async def test_the_context_names_the_namespace_and_the_server(tmp_path: Path) -> None:
-    found = await credentials.load(config(tmp_path))
+    found = await load(config(tmp_path))
     assert (found.configuration.host, found.configuration.proxy) == ("https://10.0.0.1:6443", None)
     assert (found.namespace, found.context) == ("default", "x")
-    assert (await credentials.load(config(tmp_path, namespace="prod"))).namespace == "prod"
+    assert (await load(config(tmp_path, namespace="prod"))).namespace == "prod"
 
 
 async def test_a_token_is_read_without_the_newline_that_files_end_in(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret\n")
-    found = await credentials.load(config(tmp_path, user={"tokenFile": str(tmp_path / "token")}))
+    found = await load(config(tmp_path, user={"tokenFile": str(tmp_path / "token")}))
     assert found.configuration.api_key == {credentials.TOKEN: "Bearer secret"}
 
 
@@ -50,12 +55,12 @@ async def test_a_proxy_of_the_environment_is_taken_unless_the_kubeconfig_or_no_p
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
-    found = await credentials.load(config(tmp_path))
+    found = await load(config(tmp_path))
     assert found.configuration.proxy == "http://proxy:3128"
-    found = await credentials.load(config(tmp_path, cluster={"proxy-url": "http://other:1"}))
+    found = await load(config(tmp_path, cluster={"proxy-url": "http://other:1"}))
     assert found.configuration.proxy == "http://other:1"
     monkeypatch.setenv("no_proxy", "10.0.0.1")
-    found = await credentials.load(config(tmp_path))
+    found = await load(config(tmp_path))
     assert found.configuration.proxy is None
 
 
@@ -76,7 +81,7 @@ async def test_networks_without_a_proxy_are_known_as_in_programs_of_the_cluster(
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
     monkeypatch.setenv("no_proxy", listed)
-    found = await credentials.load(config(tmp_path, cluster={"server": f"https://{host}:6443"}))
+    found = await load(config(tmp_path, cluster={"server": f"https://{host}:6443"}))
     assert found.configuration.proxy == expected
 
 
@@ -85,7 +90,7 @@ async def test_what_is_no_kubeconfig_is_one_line(tmp_path: Path, text: str) -> N
     read = config(tmp_path)
     (tmp_path / "config").write_text(text)
     with pytest.raises(ConfigError, match=r"the kubeconfig .*config \(KUBECONFIG\) cannot be used: ") as told:
-        await credentials.load(read)
+        await load(read)
     assert "\n" not in str(told.value)
     if text == "just text":
         assert "cannot be used: it has not the shape of one: " in str(told.value)
@@ -96,19 +101,19 @@ async def test_what_is_no_kubeconfig_is_one_line(tmp_path: Path, text: str) -> N
 )
 async def test_a_server_that_is_no_address_is_not_waited_for(tmp_path: Path, server: str) -> None:
     with pytest.raises(ConfigError, match=rf"cannot be used: .*{re.escape(repr(server))}"):
-        await credentials.load(config(tmp_path, cluster={"server": server}))
+        await load(config(tmp_path, cluster={"server": server}))
 
 
 async def test_a_proxy_that_we_cannot_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "proxy:3128")  # as curl and Go take it
-    assert (await credentials.load(config(tmp_path))).configuration.proxy == "http://proxy:3128"
+    assert (await load(config(tmp_path))).configuration.proxy == "http://proxy:3128"
     with pytest.raises(ConfigError, match=r"cannot be used: .*'socks5://proxy:1080'"):
-        await credentials.load(config(tmp_path, cluster={"proxy-url": "socks5://me:secret@proxy:1080"}))
+        await load(config(tmp_path, cluster={"proxy-url": "socks5://me:secret@proxy:1080"}))
 
 
 async def test_a_token_of_two_lines_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be used: its token has several lines") as told:
-        await credentials.load(config(tmp_path, user={"token": "secret\nand more"}))
+        await load(config(tmp_path, user={"token": "secret\nand more"}))
     assert "secret" not in str(told.value)
 
 
@@ -126,4 +131,4 @@ async def test_a_kubeconfig_that_is_no_file_is_told_as_what_it_is(tmp_path: Path
         rf"the kubeconfig .*:{tmp_path} \(KUBECONFIG\) cannot be used: {tmp_path}: is a directory, not a file"
     )
     with pytest.raises(ConfigError, match=says):
-        await credentials.load(read)
+        await load(read)

@@ -1,7 +1,7 @@
 """Who we are on the API server, and where that is, as ``kubernetes`` reads kubeconfigs and service accounts.
 
-What of it is trusted: reading those, with client certificates, programs that make tokens, and proxies; not
-that such a program gave any, which is merely logged there.
+What of it is trusted: reading those, with client certificates and proxies; not running a program that makes
+credentials: see ``program``.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from attrs import frozen
 from kubernetes.aio.client import Configuration
-from kubernetes.aio.config import list_kube_config_contexts, load_kube_config
 from kubernetes.aio.config.incluster_config import InClusterConfigLoader
+from kubernetes.aio.config.kube_config import KubeConfigLoader, KubeConfigMerger
 
 from dynamo.adapters.discovery.kubernetes.configuration import SERVICE_ACCOUNT, KubernetesConfig
+from dynamo.adapters.discovery.kubernetes.program import Programs
 from dynamo.core.errors import ConfigError
 from dynamo.core.files import check_file
 
@@ -36,16 +38,16 @@ class Found:
     context: str | None = None
 
 
-async def load(config: KubernetesConfig, context: str | None = None) -> Found:
+async def load(config: KubernetesConfig, programs: Programs, context: str | None = None) -> Found:
     """What is kept now; of a kubeconfig that of ``context``, or of the current one. Raises ConfigError.
 
-    A program that a kubeconfig names may take any time.
+    A program that a kubeconfig names may take any time; it ends when nobody waits for it any more.
     """
     with told(config):
         if config.kubeconfig is None:
             found = Found(configuration=_service_account())
         else:
-            found = await _kubeconfig(config.kubeconfig, context)
+            found = await _kubeconfig(config.kubeconfig, programs, context)
         _complete(found.configuration)
     return found
 
@@ -98,21 +100,29 @@ def _service_account() -> Configuration:
     return configuration
 
 
-async def _kubeconfig(paths: str, name: str | None) -> Found:
+async def _kubeconfig(paths: str, programs: Programs, name: str | None) -> Found:
     _check_files(paths)
-    contexts: Any
-    contexts, current = list_kube_config_contexts(paths)
-    context: Any = current if name is None else next((one for one in contexts if one["name"] == name), None)
+    each_its_own: Any = None  # folder, for paths in it
+    loader = KubeConfigLoader(config_dict=KubeConfigMerger(paths).config, config_base_path=each_its_own)
+    contexts: list[Any] = loader.list_contexts()
+    current: Any = loader.current_context
+    context = current if name is None else next((one for one in contexts if one["name"] == name), None)
     if context is None:
         raise ValueError(f"its context {name} is gone")
     name, configuration = str(context["name"]), Configuration()
-    loader = await load_kube_config(paths, name, configuration, persist_config=False)
-    user = getattr(loader, "_user", None)
-    given = configuration.api_key.get(TOKEN) or configuration.cert_file
-    if user is not None and "exec" in user and not given:
-        raise ValueError(f"its program {user['exec']['command']} gave no credentials")
+    loader.set_active_context(name)
+    await _run_program(loader, programs)
+    await loader.load_and_set(configuration)
     namespace = context["context"].get("namespace") or "default"
     return Found(configuration=configuration, namespace=str(namespace), context=name)
+
+
+async def _run_program(loader: Any, programs: Programs) -> None:
+    """Have what a program gives stand in the section of the user, in place of the program."""
+    user = loader._user
+    if user is not None and "exec" in user:
+        spec, cluster = user.value.pop("exec"), loader._cluster.value
+        user.value.update((await programs.credential(spec, cluster, Path(user.path).parent)).of_user())
 
 
 def _check_files(paths: str) -> None:

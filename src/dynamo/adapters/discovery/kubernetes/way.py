@@ -23,6 +23,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from dynamo.adapters.discovery.kubernetes import credentials
 from dynamo.adapters.discovery.kubernetes.configuration import KubernetesConfig
 from dynamo.adapters.discovery.kubernetes.credentials import TOKEN
+from dynamo.adapters.discovery.kubernetes.program import Programs
 from dynamo.core.errors import ConfigError
 
 REREAD_S = 10.0  # a service account's
@@ -38,9 +39,9 @@ log = logging.getLogger(__name__)
 class Way:
     """To one API server, as one user of it."""
 
-    def __init__(self, config: KubernetesConfig, found: credentials.Found) -> None:
+    def __init__(self, config: KubernetesConfig, found: credentials.Found, programs: Programs) -> None:
         self.namespace = config.namespace or found.namespace
-        self._config, self._context = config, found.context
+        self._config, self._context, self._programs = config, found.context, programs
         self._connections = Connections(found.configuration)
         self._former: list[Connections] = []  # with other certificates; what is under way there goes on
         self._renewals = 0
@@ -71,6 +72,7 @@ class Way:
         response = await self._connections.send(method, path, query, body, content_type)
         if response.status == 401:
             if renewals == self._renewals:  # else another request has seen to it meanwhile
+                self._programs.forget()
                 await self._read_again(self._config.answer_s / 2)
             if renewals != self._renewals:
                 response.close()
@@ -89,7 +91,7 @@ class Way:
         """Take on what is there now, where that is something else."""
         now = self._connections
         try:
-            fresh = (await credentials.load(self._config, self._context)).configuration
+            fresh = (await credentials.load(self._config, self._programs, self._context)).configuration
             with credentials.told(self._config):
                 if fingerprint(fresh) == now.fingerprint:
                     if fresh.api_key == now.configuration.api_key:
@@ -109,9 +111,10 @@ class Way:
 
 async def find(config: KubernetesConfig) -> Way:
     """Read what says where the server is. Raises ConfigError."""
-    found = await credentials.load(config)
+    programs = Programs()
+    found = await credentials.load(config, programs)
     with credentials.told(config):
-        return Way(config, found)
+        return Way(config, found, programs)
 
 
 def fingerprint(configuration: Configuration) -> bytes:
