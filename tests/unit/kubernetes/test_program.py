@@ -28,7 +28,7 @@ def program(code: str, **fields: Any) -> dict[str, Any]:
 
 
 def printing(**status: Any) -> str:
-    return f"print({json.dumps({'apiVersion': VERSION, 'status': status})!r})"
+    return f'print("""{json.dumps({"apiVersion": VERSION, "status": status})}""")'
 
 
 async def asked(
@@ -76,7 +76,7 @@ async def test_its_path_is_seen_from_the_folder_of_the_kubeconfig(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "plugin"
-    script.write_text(f"#!{sys.executable}\n{printing(token='t')}")
+    script.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{printing(token='t')}'")
     script.chmod(0o700)
     spec = {"apiVersion": VERSION, "command": "./plugin"}
     assert (await asked(spec, folder=tmp_path)).token == "t"
