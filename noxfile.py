@@ -108,9 +108,9 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def contract(session: nox.Session) -> None:
     """What every adapter promises: with uvloop and msgspec, then from the wheel with asyncio and msgpack."""
-    suite(session, dev(session), "contract", "-n2", *ELSEWHERE, loop="uvloop")
+    suite(session, dev(session), "contract", "-n4", *ELSEWHERE, loop="uvloop")
     extras = (f"--ignore-glob=*_{name}*" for name in ("etcd", "http2", "kubernetes", "nats"))
-    suite(session, plain(session), "contract", "-n2", *extras)
+    suite(session, plain(session), "contract", "-n4", *extras)
 
 
 @nox.session
@@ -128,7 +128,7 @@ def integration(session: nox.Session) -> None:
 @nox.session
 def chaos(session: nox.Session) -> None:
     """Faults of every kind while a load runs."""
-    suite(session, dev(session), "chaos", "-n2", "--dist=worksteal", *ELSEWHERE)
+    suite(session, dev(session), "chaos", "-n3", "--dist=worksteal", *ELSEWHERE)
 
 
 @nox.session
