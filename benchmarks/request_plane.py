@@ -81,7 +81,7 @@ class Run:
 
     def _shape(self, shape: Shape, names: list[str], programs: Programs) -> None:
         began = time.monotonic()
-        seconds = self._seconds if shape.seconds is None else shape.seconds
+        seconds = self._seconds * shape.longer
         found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in names}
         if not shape.apart:
             for name in names:  # what is built on first use

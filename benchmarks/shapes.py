@@ -17,7 +17,7 @@ class Shape:
     shows: tuple[str, ...]
     quick: bool = False  # measured without being asked for all
     rounds: int | None = None  # where that many are enough
-    seconds: float | None = None  # of each round, where it is not for the caller to say
+    longer: float = 1.0  # its rounds, as a multiple of the seconds that are asked for
     apart: bool = False  # in fresh processes, one system at a time
 
 
@@ -37,7 +37,7 @@ def _payload(name: str, size: int, shows: tuple[str, ...], *, up: bool = False, 
 def _paced(count: int) -> Shape:
     load = {"load": "paced", "streams": count, "pause": 0.01}
     shows = ("server us/item", "client us/item", "both us/item")
-    return Shape(f"paced {count}", load, shows, quick=True, rounds=5, seconds=1.0)
+    return Shape(f"paced {count}", load, shows, quick=True, rounds=5, longer=2.2)
 
 
 REQUESTS, ITEMS = ("requests/s",), ("items/s",)
