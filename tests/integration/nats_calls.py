@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from dynamo.adapters.request_plane.nats import NatsRequestPlane, open_nats
 from dynamo.core.config import Settings
@@ -16,7 +17,7 @@ from nats_server import NatsServer
 ITEM = b"\xc0"
 
 
-def nats(server: NatsServer, **settings: object) -> Settings:
+def nats(server: NatsServer, **settings: Any) -> Settings:
     return Settings.from_env({}, nats_server=server.url, startup_timeout_s=5.0, **settings)
 
 

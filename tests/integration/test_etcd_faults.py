@@ -32,12 +32,12 @@ BOUND_S = 15.0
 ONE, TWO = an_instance(1), an_instance(2)
 
 
-def settings(**options: object) -> Settings:
+def settings(**options: Any) -> Settings:
     return Settings.from_env({}, etcd_lease_ttl=2, connect_timeout_s=1.0, **options)
 
 
 @asynccontextmanager
-async def client_at(hostport: str, **options: object) -> AsyncIterator[EtcdDiscovery]:
+async def client_at(hostport: str, **options: Any) -> AsyncIterator[EtcdDiscovery]:
     async with open_etcd(f"etcd://{hostport}", settings(**options)) as client:
         yield client
 

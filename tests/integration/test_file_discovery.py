@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -68,7 +69,7 @@ async def an_owner(owners: AsyncExitStack, url: str, *instances: Instance, **env
 
 
 @asynccontextmanager
-async def opened(url: str, **settings: object) -> AsyncIterator[FileDiscovery]:
+async def opened(url: str, **settings: Any) -> AsyncIterator[FileDiscovery]:
     async with open_file(url, Settings.from_env({}, **settings)) as discovery:
         yield discovery
 

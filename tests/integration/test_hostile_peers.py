@@ -101,7 +101,7 @@ def told(said: bytes) -> DynamoError:
 
 
 @asynccontextmanager
-async def watched(**settings: object) -> AsyncIterator[tuple[Worker, Neighbour]]:
+async def watched(**settings: Any) -> AsyncIterator[tuple[Worker, Neighbour]]:
     """A worker with a neighbour; in the end only the neighbour's connection is left."""
     async with working(**settings) as worker, Neighbour.of(worker) as neighbour:
         yield worker, neighbour

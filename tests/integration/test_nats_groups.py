@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ class Worker:
 
 
 @asynccontextmanager
-async def group(count: int, **settings: object) -> AsyncIterator[tuple[NatsRequestPlane, list[Worker]]]:
+async def group(count: int, **settings: Any) -> AsyncIterator[tuple[NatsRequestPlane, list[Worker]]]:
     """A caller, and so many workers at one address."""
     chosen = Settings.from_env({}, nats_server=shared().url, **settings)
     workers = [Worker(number) for number in range(1, count + 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import attrs
 import pytest
@@ -27,7 +28,7 @@ from unit.calling import ENDPOINT
 IDS = st.integers(1, 8)
 
 
-def instance(instance_id: int, **fields: object) -> Instance:
+def instance(instance_id: int, **fields: Any) -> Instance:
     record = Instance(
         endpoint_id=ENDPOINT, instance_id=instance_id, incarnation=1, addresses=(f"mem://{instance_id}",)
     )

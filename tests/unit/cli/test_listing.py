@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from dynamo.core.ports.discovery import Put, Removed, Snapshot, Stale
 
 
 def an_instance(
-    number: int = 1, *, path: str = "demo.backend.generate", name: str | None = None, **fields: object
+    number: int = 1, *, path: str = "demo.backend.generate", name: str | None = None, **fields: Any
 ) -> Instance:
     addresses = ("unix://boot/tmp/a.sock", "tcp://127.0.0.1:4000")
     return Instance(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 from dynamo.core.ports.request_plane import Payload, Request
 from dynamo.core.wire.budget import ReceiveBudget
@@ -32,7 +33,7 @@ class Pair:
         self.to_listener, self.to_dialer = bytearray(), bytearray()
         self._ids = itertools.count(1)
 
-    def open(self, payload: Payload | None = b"\xc0", *, end: bool = True, **fields: object) -> Stream:
+    def open(self, payload: Payload | None = b"\xc0", *, end: bool = True, **fields: Any) -> Stream:
         request = Request(endpoint="a.b.c", request_id=f"r-{next(self._ids)}", payload=payload, end=end)
         for name, value in fields.items():
             setattr(request, name, value)
@@ -72,7 +73,7 @@ class Pair:
         raise AssertionError("the two sides do not come to rest")
 
     def call(
-        self, payload: Payload | None = b"\xc0", *, end: bool = True, **fields: object
+        self, payload: Payload | None = b"\xc0", *, end: bool = True, **fields: Any
     ) -> tuple[Stream, Stream]:
         """A call and its worker's end, both settled."""
         caller = self.open(payload, end=end, **fields)
