@@ -14,6 +14,7 @@ import attrs
 import pytest
 
 from dynamo.adapters.discovery.mem import open_mem
+from dynamo.core import registrations as registrations_module
 from dynamo.core import registry
 from dynamo.core.config import Settings
 from dynamo.core.model import EndpointId, Instance, random_incarnation
@@ -520,6 +521,29 @@ async def test_who_waits_for_a_registration_is_told_of_the_end_though_the_backen
             await bounded(waiting)
         assert asyncio.all_tasks() == before
     assert "left behind" not in caplog.text
+
+
+async def test_an_update_that_fails_waits_before_it_is_tried_again(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def delays() -> Iterator[float]:
+        while True:
+            tried.append(len(backend.puts))
+            yield 0
+
+    monkeypatch.setattr(registrations_module, "backoff", delays)
+    async with backend.connect(backend.url, Settings()) as discovery:
+        registrations = registrations_on(discovery)
+        registrations.want(HERE)
+        await bounded(registrations.settled(ENDPOINT))
+        backend.put_errors += [UnavailableError("away"), UnavailableError("away")]
+        registrations.want(attrs.evolve(HERE, metadata={"another": 1}))
+        await bounded(registrations.settled(ENDPOINT))
+        await registrations.close(60)
+    assert tried == [2, 3]
+    assert len(backend.puts) == 4
 
 
 async def test_what_is_registered_is_not_registered_again(backend: Backend) -> None:

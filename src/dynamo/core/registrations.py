@@ -208,7 +208,7 @@ class Registrations:
         LeaseLostError.
         """
         well = True
-        for endpoint_id in [*self._registered, *self._wanted]:
+        for endpoint_id in {**self._registered, **self._wanted}:
             wanted = self._wanted.get(endpoint_id)
             if wanted is self._registered.get(endpoint_id):
                 continue
