@@ -26,7 +26,7 @@ from dynamo.core.ports.telemetry import Telemetry
 ENDPOINT = EndpointId(namespace="demo", component="backend", name="generate")
 BOUND_S = 5.0  # of everything that a test waits for
 
-Answer = Callable[[IncomingCall], None]
+Answer = Callable[[IncomingCall], object]
 
 
 async def until(condition: Callable[[], object]) -> None:

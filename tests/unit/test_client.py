@@ -6,6 +6,7 @@ import asyncio
 import re
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, nullcontext
 from typing import Any
 
@@ -39,7 +40,7 @@ from dynamo.core.model import EndpointId, Phase
 from dynamo.core.peers import Peer, Peers
 from dynamo.core.ports.discovery import Change
 from dynamo.core.ports.request_plane import IncomingCall, OutgoingCall, Request, RequestPlane
-from dynamo.core.ports.telemetry import EndpointTelemetry, Side, Telemetry
+from dynamo.core.ports.telemetry import NO_LABELS, EndpointTelemetry, Side, Telemetry
 from dynamo.core.routing import Strategy
 from unit.calling import (
     BOUND_S,
@@ -130,7 +131,7 @@ async def test_a_second_item_is_a_cardinality_error_and_a_kill() -> None:
 
 async def test_a_call_returns_only_after_the_end() -> None:
     async with deployed() as world:
-        worker = await world.worker(lambda call: call.send(encode(1)) and None)
+        worker = await world.worker(lambda call: call.send(encode(1)))
         client = await world.ready_client()
         calling = asyncio.create_task(client.call(0))
         await asyncio.wait_for(worker.came.wait(), BOUND_S)
@@ -399,7 +400,7 @@ async def test_if_nobody_can_be_dialled_both_sides_are_named(instance: int | Non
                 match=r"listens on http2, nats, this process dials .*mem, .*tcp.*DYN_REQUEST_PLANE",
             ) as caught:
                 await client.call(0, instance=instance)
-        assert caught.value.retry is Retry.NEVER
+            assert caught.value.retry is Retry.NEVER
 
 
 async def test_an_instance_that_gets_an_address_can_be_dialled_again() -> None:
@@ -1187,7 +1188,9 @@ class Telling(Telemetry):
     counted: Counted = attrs.Factory(Counted)
     asked: list[tuple[str, Side]] = attrs.Factory(list)
 
-    def endpoint(self, endpoint_id: EndpointId, side: Side) -> EndpointTelemetry:
+    def endpoint(
+        self, endpoint_id: EndpointId, side: Side, labels: Mapping[str, str] = NO_LABELS
+    ) -> EndpointTelemetry:
         self.asked.append((str(endpoint_id), side))
         return self.counted
 

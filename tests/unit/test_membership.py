@@ -6,11 +6,11 @@ import asyncio
 import gc
 import itertools
 import weakref
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
-import async_solipsism
+import async_solipsism  # type: ignore[import-untyped]
 import attrs
 import pytest
 
@@ -20,7 +20,7 @@ from dynamo.core.health import Health
 from dynamo.core.membership import REWATCH_LIMIT_S, Membership, Memberships
 from dynamo.core.model import EndpointId, Phase, Scope
 from dynamo.core.ports.discovery import Change, Put, Removed, Snapshot, Stale, Watch
-from dynamo.core.ports.telemetry import EndpointTelemetry, Side, Telemetry
+from dynamo.core.ports.telemetry import NO_LABELS, EndpointTelemetry, Side, Telemetry
 from dynamo.core.watching import ConflatingWatch
 from unit.calling import BOUND_S, ENDPOINT, World, deployed, until
 
@@ -269,7 +269,7 @@ class FailingOnce(MemDiscovery):
     failures = 1
     error: Exception = UnavailableError("no backend at mem://x")
 
-    def watch(self, scope: Scope) -> AbstractAsyncContextManager[Watch]:
+    def watch(self, scope: Scope) -> Any:
         if self.failures:
             self.failures -= 1
             raise self.error
@@ -402,7 +402,9 @@ class Told(Telemetry):
     def __init__(self) -> None:
         self.changes: list[Change] = []
 
-    def endpoint(self, endpoint_id: EndpointId, side: Side) -> EndpointTelemetry:
+    def endpoint(
+        self, endpoint_id: EndpointId, side: Side, labels: Mapping[str, str] = NO_LABELS
+    ) -> EndpointTelemetry:
         raise AssertionError("no request is made here")
 
     def instances_changed(self, change: Change) -> None:

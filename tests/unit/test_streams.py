@@ -205,7 +205,8 @@ async def test_reads_that_race_with_their_timeout_lose_nothing() -> None:
         client = await world.ready_client()
         async with client.stream("go") as items:
             await asyncio.wait_for(worker.came.wait(), BOUND_S)
-            loop, got, number = asyncio.get_running_loop(), [], 0
+            loop, number = asyncio.get_running_loop(), 0
+            got: list[int] = []
             while len(got) < 200:
                 reading = asyncio.ensure_future(anext(items))
                 if number < 200:
@@ -298,7 +299,7 @@ async def leave_by_cancellation(stream: ResponseStream) -> None:
 )
 async def test_leaving_early_cancels_the_worker(leave: Any) -> None:
     async with deployed() as world:
-        worker = await world.worker(lambda call: call.send(encode(1)) and None)
+        worker = await world.worker(lambda call: call.send(encode(1)))
         client = await world.ready_client()
         stream = client.stream("go", timeout_s=60)
         await leave(stream)
@@ -309,7 +310,7 @@ async def test_leaving_early_cancels_the_worker(leave: Any) -> None:
 
 async def test_dropping_the_last_reference_cancels_the_worker() -> None:
     async with deployed() as world:
-        worker = await world.worker(lambda call: call.send(encode(1)) and None)
+        worker = await world.worker(lambda call: call.send(encode(1)))
         client = await world.ready_client()
         context = Context()
         stream = client.stream("go", timeout_s=60, idle_timeout_s=60, context=context)
@@ -337,7 +338,7 @@ async def test_dropping_a_stream_in_another_thread_is_fine() -> None:
 
 async def test_a_cancelled_loop_over_a_dropped_stream_cancels_the_worker() -> None:
     async with deployed() as world:
-        worker = await world.worker(lambda call: call.send(encode(1)) and None)
+        worker = await world.worker(lambda call: call.send(encode(1)))
         client = await world.ready_client()
         got = asyncio.Event()
 
@@ -367,7 +368,7 @@ async def test_dropping_a_stream_that_waits_for_an_instance_ends_it() -> None:
 
 async def test_stopping_lets_what_is_still_sent_arrive() -> None:
     async with deployed() as world:
-        worker = await world.worker(lambda call: call.send(encode(1)) and None)
+        worker = await world.worker(lambda call: call.send(encode(1)))
         client = await world.ready_client()
         async with client.stream("go") as items:
             assert await anext(items) == 1
@@ -402,7 +403,7 @@ async def test_a_stopped_stream_that_breaks_has_not_just_ended() -> None:
 
 async def test_killing_the_context_ends_the_stream_with_an_error() -> None:
     async with deployed() as world:
-        worker = await world.worker(lambda call: call.send(encode(1)) and None)
+        worker = await world.worker(lambda call: call.send(encode(1)))
         client = await world.ready_client()
         context = Context()
         stream = client.stream("go", context=context)
@@ -426,7 +427,7 @@ async def test_a_context_may_be_used_for_many_calls_and_holds_none_of_them() -> 
 
 async def test_closing_the_client_tells_the_reader() -> None:
     async with deployed() as world:
-        await world.worker(lambda call: call.send(encode(1)) and None)
+        await world.worker(lambda call: call.send(encode(1)))
         client = await world.ready_client()
         stream = client.stream("go")
         assert await anext(stream) == 1
@@ -467,7 +468,7 @@ async def test_a_late_first_item_of_an_idempotent_endpoint_is_asked_for_elsewher
 
 async def test_each_later_item_may_be_bounded_and_time_goes_on_over_cancelled_reads() -> None:
     async with deployed() as world:
-        worker = await world.worker(lambda call: call.send(encode(1)) and None)
+        worker = await world.worker(lambda call: call.send(encode(1)))
         client = await world.ready_client()
         stream = client.stream("go", idle_timeout_s=0.05)
         assert await anext(stream) == 1
@@ -485,7 +486,7 @@ async def test_each_later_item_may_be_bounded_and_time_goes_on_over_cancelled_re
 
 async def test_items_that_wait_for_their_reader_are_not_late() -> None:
     async with deployed() as world:
-        worker = await world.worker(lambda call: call.send(encode(1)) and None)
+        worker = await world.worker(lambda call: call.send(encode(1)))
         client = await world.ready_client()
         stream = client.stream("go", first_item_timeout_s=0.02, idle_timeout_s=0.02)
         assert await anext(stream) == 1
@@ -634,7 +635,7 @@ async def test_a_handlers_error_is_not_resumed() -> None:
 
 async def test_the_request_is_let_go_once_it_was_answered() -> None:
     async with deployed() as world:
-        await world.worker(lambda call: call.send(encode(1)) and None)
+        await world.worker(lambda call: call.send(encode(1)))
         client = await world.ready_client()
         async with client.stream("x" * 1000) as items:
             await anext(items)
@@ -731,7 +732,7 @@ async def test_no_worker_and_an_unknown_id_are_errors_at_the_await() -> None:
 
 async def test_dynamos_calls_take_a_context() -> None:
     async with deployed() as world:
-        worker = await world.worker(lambda call: call.send(encode(1)) and None)
+        worker = await world.worker(lambda call: call.send(encode(1)))
         client = await world.ready_client()
         context = Context("mine", {"user": "me"})
         stream = await client.round_robin(0, context=context)
@@ -859,7 +860,8 @@ async def test_tasks_that_send_side_by_side_all_get_their_items_out() -> None:
                 return [await anext(call) for _ in range(150)]
 
             async with asyncio.timeout(BOUND_S):
-                got, *_ = await asyncio.gather(read(), *(send(letter * 100) for letter in "abc"))
+                sending = asyncio.gather(*(send(letter * 100) for letter in "abc"))
+                got, _ = await asyncio.gather(read(), sending)
             assert sorted(got) == [letter * 100 for letter in "abc" for _ in range(50)]
 
 
@@ -1075,7 +1077,7 @@ async def test_an_end_of_input_before_a_retry_is_not_forgotten() -> None:
         client = await world.ready_client()
         async with client.duplex("open") as call:
             call.end_input()
-            reading = asyncio.create_task(anext(call))  # type: ignore[arg-type]
+            reading = asyncio.create_task(anext(call))
             await until(lambda: len(worker.calls) >= 2)
             worker.answer = echoing
             assert await reading == "open"
