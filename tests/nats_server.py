@@ -64,7 +64,7 @@ class NatsServer:
 
     @classmethod
     @contextmanager
-    def cluster(cls, count: int) -> Iterator[list[Self]]:
+    def cluster(cls, count: int) -> Iterator[list[NatsServer]]:
         """So many servers that know each other."""
         with ExitStack() as stack:
             routes = [stack.enter_context(_held("127.0.0.1")) for _ in range(count)]

@@ -57,7 +57,7 @@ class TestMutualTls(OneLoop, RequestPlaneContract):
 @pytest.mark.parametrize(
     "where", [{"tcp_host": "192.0.2.1", "tcp_bind": "127.0.0.1"}, {"tcp_bind": "0.0.0.0"}], ids=str
 )
-async def test_a_worker_does_not_let_its_token_come_in_the_clear(where: dict[str, str]) -> None:
+async def test_a_worker_does_not_let_its_token_come_in_the_clear(where: dict[str, Any]) -> None:
     settings = Settings(auth_token="secret", **{"tcp_host": "127.0.0.1", **where})
     async with open_http2("http://", settings) as plane:
         with pytest.raises(ConfigError, match=r"AUTH_TOKEN.* in the clear; .*TLS_CERT") as told:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
@@ -69,7 +70,8 @@ async def test_a_probe_that_fails_makes_it_wait_longer(answer: bool | Exception)
 
 async def test_a_probe_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "PROBE_TIMEOUT_S", 0.01)
-    peers, answers = table(2), iter([asyncio.Event().wait, Probe(True)])
+    peers = table(2)
+    answers: Iterator[Callable[[], Awaitable[object]]] = iter([asyncio.Event().wait, Probe(True)])
 
     async def probe() -> Health:
         answer = await next(answers)()

@@ -71,7 +71,7 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, dict):
         return all(map(same, left, right)) and all(map(same, left.values(), right.values()))
     if isinstance(left, datetime.datetime):
-        return left.tzinfo == right.tzinfo and abs(left - right) <= datetime.timedelta(microseconds=1)
+        return left.tzinfo == right.tzinfo and bool(abs(left - right) <= datetime.timedelta(microseconds=1))
     return bool(left == right)
 
 
@@ -283,7 +283,10 @@ def test_what_messagepack_does_not_know_arrives_as_promised(value: Any, arrives:
 OFFSETS = st.integers(-23 * 60, 23 * 60).map(
     lambda minutes: datetime.timezone(datetime.timedelta(minutes=minutes))
 )
-INNER_YEARS = {"min_value": datetime.datetime(2, 1, 1), "max_value": datetime.datetime(9998, 12, 31)}
+INNER_YEARS: dict[str, Any] = {
+    "min_value": datetime.datetime(2, 1, 1),
+    "max_value": datetime.datetime(9998, 12, 31),
+}
 
 
 @given(
@@ -395,7 +398,7 @@ class Turning:
         (len, "builtin_function_or_method is not"),
         (1j, "complex is not"),
         (range(3), "range is not"),
-        ((x for x in ()), "generator is not"),
+        ((x for x in ""), "generator is not"),
         (ValueError("x"), "ValueError is not"),
         (int, "a class is not .*; send an instance"),
         (Model, "a class is not .*; send an instance"),

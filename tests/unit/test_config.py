@@ -182,7 +182,7 @@ def test_paths_are_paths(tmp_path: Path) -> None:
     assert settings.tls_cert_path == str(tmp_path / "c.pem")
 
 
-BAD = [
+BAD: list[tuple[str, list[str], list[str], list[Any]]] = [
     ("DYN_DISCOVERY_BACKEND", [], ["adapter"], [None, 1, "", " "]),
     ("DYN_DISCOVERY_BACKEND", ["file:///a%00b", "static:///%00", "mem://a\0b"], ["URL", "NUL"], []),
     ("DYN_REQUEST_PLANE", ["tcp://[::1"], ["URL"], []),
@@ -270,8 +270,9 @@ def test_bytes_of_the_environment_that_are_no_text_are_told_by_name() -> None:
     ],
 )
 def test_an_unknown_option_is_told_with_the_known_ones(option: str, words: str) -> None:
+    given: dict[str, Any] = {option: 1}
     with pytest.raises(ConfigError, match=f"^unknown option '{option}'; ({words})"):
-        Settings.from_env({}, **{option: 1})
+        Settings.from_env({}, **given)
 
 
 def refusal(environ: dict[str, str], **options: Any) -> str | None:

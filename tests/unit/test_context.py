@@ -74,7 +74,8 @@ async def test_a_cancelled_wait_leaves_the_others_waiting() -> None:
 
 
 async def test_hooks_hear_each_step_once() -> None:
-    context, heard = Context(), []
+    context = Context()
+    heard: list[bool] = []
     context._link(heard.append)
     context.stop_generating()
     context.stop_generating()
@@ -85,7 +86,8 @@ async def test_hooks_hear_each_step_once() -> None:
 
 
 async def test_a_hook_that_comes_late_hears_what_has_happened() -> None:
-    context, heard = Context(), []
+    context = Context()
+    heard: list[bool] = []
     context.stop_generating()
     context._link(heard.append)
     assert heard == [False]
@@ -97,7 +99,8 @@ async def test_a_hook_that_comes_late_hears_what_has_happened() -> None:
 
 
 async def test_an_unlinked_hook_hears_nothing_even_while_hooks_are_told() -> None:
-    context, heard = Context(), []
+    context = Context()
+    heard: list[bool] = []
     link = context._link(heard.append)
     context._unlink(link)
     context._unlink(link)
@@ -108,7 +111,8 @@ async def test_an_unlinked_hook_hears_nothing_even_while_hooks_are_told() -> Non
 
 
 async def test_hooks_of_equal_bound_methods_are_two() -> None:
-    context, heard = Context(), []
+    context = Context()
+    heard: list[bool] = []
     context._link(heard.append)
     context._link(heard.append)
     context.kill()

@@ -554,7 +554,8 @@ async def test_an_unexpected_failure_is_logged_with_its_traceback_where_it_happe
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def broken(request: Any) -> Any:
-        return {}["missing"]
+        models: dict[str, Any] = {}
+        return models["missing"]
 
     async with serving(broken) as client:
         with caplog.at_level(logging.ERROR, "dynamo.runtime"), pytest.raises(RemoteError):

@@ -25,8 +25,8 @@ ENDPOINT = EndpointId(namespace="n", component="c", name="e")
 
 
 def an_instance(**changes: Any) -> Instance:
-    given = {"endpoint_id": ENDPOINT, "instance_id": 7, "incarnation": 1, "addresses": ("tcp://h:1",)}
-    return Instance(**(given | changes))
+    given: dict[str, Any] = {"endpoint_id": ENDPOINT, "instance_id": 7, "incarnation": 1}
+    return Instance(**(given | {"addresses": ("tcp://h:1",)} | changes))
 
 
 # Names

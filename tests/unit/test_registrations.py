@@ -17,8 +17,8 @@ from dynamo.adapters.discovery.mem import open_mem
 from dynamo.core import registrations as registrations_module
 from dynamo.core import registry
 from dynamo.core.config import Settings
-from dynamo.core.model import EndpointId, Instance, random_incarnation
-from dynamo.core.ports.discovery import Capability, Change, Discovery, Identity, Lease, Scope, Watch
+from dynamo.core.model import EndpointId, Instance, Scope, random_incarnation
+from dynamo.core.ports.discovery import Capability, Change, Discovery, Identity, Lease, Watch
 from dynamo.core.ports.telemetry import NO_LABELS, EndpointTelemetry, Side, Telemetry
 from dynamo.core.registrations import Registrations
 from dynamo.runtime import (

@@ -127,7 +127,7 @@ async def test_a_waiting_call_whose_caller_leaves_never_starts_and_makes_room() 
         last = attempt(client, "last")
         await in_flight(runtime, 2)
         gate.open.set()
-        assert await bounded(asyncio.gather(running, last)) == ["running", "last"]
+        assert list(await bounded(asyncio.gather(running, last))) == ["running", "last"]
     assert gate.entered == ["running", "last"]
 
 

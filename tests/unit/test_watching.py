@@ -298,7 +298,7 @@ def test_a_feed_after_the_readers_loop_closed_harms_nobody() -> None:
     loop.close()
     watch.reset((an_instance(),))
     assert not reader.done()
-    reader.get_coro().close()  # type: ignore[union-attr]
+    reader.get_coro().close()
     reader._log_destroy_pending = False  # type: ignore[attr-defined]
 
 

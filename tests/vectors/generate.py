@@ -55,7 +55,8 @@ def u64(value: int) -> bytes:
 
 
 def pack(value: Any) -> bytes:
-    return msgpack.packb(value)
+    packed: bytes = msgpack.packb(value)
+    return packed
 
 
 def proof(side: str) -> bytes:

@@ -30,7 +30,7 @@ def an_instance(
         instance_id=number,
         incarnation=2**64 - 1,
         name=name,
-        **{"addresses": addresses, **fields},  # type: ignore[arg-type]
+        **{"addresses": addresses, **fields},
     )
 
 

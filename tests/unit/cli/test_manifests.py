@@ -68,7 +68,7 @@ def test_a_deployment_fits_what_is_around_it(name: str) -> None:
     documents = printed(*AS_IN_DEPLOY, "--shutdown-timeout", "300")
     deployment = named(documents, "Deployment")[name]["spec"]
     template = deployment["template"]
-    labels = template["metadata"]["labels"]
+    labels: dict[str, str] = template["metadata"]["labels"]
     services = named(documents, "Service")
 
     def chosen(selector: dict[str, str]) -> bool:

@@ -142,7 +142,7 @@ class Caller:
                 case 0 if asked is not None:  # else of a call that a mutation made
                     asked.data += body
                 case 1:
-                    fields = dict(self.decoder.decode(body))
+                    fields: dict[str, str] = dict(self.decoder.decode(body))  # type: ignore[arg-type]
                     if asked is not None:
                         asked.fields |= fields
                 case 3:

@@ -6,6 +6,7 @@ A few by default, 100,000 by ``nox -s soak``; both against connections without I
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import psutil
 import pytest
@@ -87,7 +88,7 @@ class Bench:
         self.most_cpu_s = 0.0
         self.closed: dict[str, int] = {}
 
-    def run(self, steps: Steps, ending: tuple[str, object], piece: int) -> None:
+    def run(self, steps: Steps, ending: tuple[str, Any], piece: int) -> None:
         began = time.process_time()
         handler = Handler()
         worker = Http2Connection(Options(peer="a caller"), self.budget, dialer=False, accept=handler.accept)
@@ -109,7 +110,7 @@ class Bench:
         self.most_cpu_s = max(self.most_cpu_s, cpu_s)
         assert cpu_s < MOST_CPU_S
 
-    def end(self, caller: Caller, ending: tuple[str, object]) -> None:
+    def end(self, caller: Caller, ending: tuple[str, Any]) -> None:
         match ending:
             case "right", None:
                 caller.check()
@@ -137,7 +138,7 @@ def run_many(count: int) -> None:
         @seed(number)
         @settings(max_examples=part, database=None, suppress_health_check=list(HealthCheck))
         @given(*SEQUENCES)
-        def sequence(steps: Steps, ending: tuple[str, object], piece: int) -> None:
+        def sequence(steps: Steps, ending: tuple[str, Any], piece: int) -> None:
             bench.run(steps, ending, piece)
 
         sequence()

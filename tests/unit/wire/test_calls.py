@@ -472,8 +472,13 @@ def test_a_writer_that_waits_is_woken_by_the_end_of_the_call() -> None:
 def test_hooks_may_end_other_calls_and_the_connection_itself() -> None:
     pair = Pair()
     calls = [pair.call() for _ in range(4)]
+
+    def kill_all() -> None:
+        for caller, _ in calls:
+            caller.kill()
+
     calls[0][1].on_over = lambda: pair.listener.close()
-    calls[1][0].on_over = lambda: [caller.kill() for caller, _ in calls]
+    calls[1][0].on_over = kill_all
     pair.dialer.on_idle = pair.dialer.close
     calls[0][1].end()
     assert pair.listener.closed

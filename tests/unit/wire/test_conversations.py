@@ -14,7 +14,7 @@ from dynamo.core.wire.stream import Stream
 from unit.wire.vectors import Side, load, opened, seen, unhex
 
 CONTENT = load("conversations.json")
-CODE_NUMBERS = load("errors.json")["codes"]
+CODE_NUMBERS: dict[str, int] = load("errors.json")["codes"]
 
 
 def payload_of(action: dict[str, Any]) -> Payload:

@@ -8,6 +8,7 @@ import tracemalloc
 import pytest
 
 from dynamo.core.errors import OverloadedError, Retry, TooLargeError, WireError
+from dynamo.core.ports.request_plane import Payload
 from dynamo.core.wire import outbox
 from dynamo.core.wire.budget import LEAST_WINDOW, ReceiveBudget
 from dynamo.core.wire.frames import GOAWAY, ITEM, ITEM_COST, MAX_BODY, MIN_WINDOW, OPEN, PING, header
@@ -118,7 +119,7 @@ def test_credit_comes_back_at_half_of_the_window_and_not_before(large_first: boo
 def test_items_wait_in_order_behind_a_large_one() -> None:
     pair = Pair(Options(window_bytes=1000))
     caller, worker = pair.call()
-    sent = [b"a" * 100, b"b" * 5000, b"c" * 100, b"d" * 600, memoryview(b"e" * 7), b"f" * 900]
+    sent: list[Payload] = [b"a" * 100, b"b" * 5000, b"c" * 100, b"d" * 600, memoryview(b"e" * 7), b"f" * 900]
     for item in sent:
         worker.send(item)
     worker.end()

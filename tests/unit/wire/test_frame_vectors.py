@@ -28,7 +28,7 @@ def in_state(name: str) -> tuple[Side, Any]:
     """A connection as the setup says, its output taken, and the stream that the setup speaks of."""
     setup = SETUPS[name]
     side = Side(setup["receiver"], CONFIG, token=setup.get("token", False), limits=setup.get("limits"))
-    stream = None
+    stream: Any = None
     if setup.get("opens"):
         stream = side.connection.open(opened(CONFIG))
         side.output()

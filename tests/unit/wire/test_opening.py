@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_both_sides_know_each_other_after_the_opening() -> None:
         ({"expected_instance_id": 8, "expected_incarnation": 0xCD}, "cd"),
     ],
 )
-def test_another_instance_is_a_safe_refusal_that_names_both(expected: dict[str, int], named: str) -> None:
+def test_another_instance_is_a_safe_refusal_that_names_both(expected: dict[str, Any], named: str) -> None:
     pair = Pair(Options(**expected), Options(instance_id=8, incarnation=0xEF))
     caller = pair.open()
     pair.settle()

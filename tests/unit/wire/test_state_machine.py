@@ -335,5 +335,5 @@ TestCutConnections.settings = settings(max_examples=100, stateful_step_count=40)
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-class TestTwoConnectionsAtLength(TwoConnections.TestCase):
+class TestTwoConnectionsAtLength(TwoConnections.TestCase):  # type: ignore[valid-type,misc]
     settings = settings(max_examples=10_000, stateful_step_count=60)

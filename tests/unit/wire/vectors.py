@@ -39,7 +39,7 @@ def unhex(written: Any) -> bytes:
 
 
 def options(side: str, config: dict[str, Any], *, token: bool, limits: dict[str, int]) -> Options:
-    own = {key: int(value) for key, value in config[side].items()}
+    own: dict[str, Any] = {key: int(value) for key, value in config[side].items()}
     if token:
         own |= {"token": config["token"], "nonce": bytes.fromhex(config[f"{side}_nonce"])}
     names = {
@@ -48,7 +48,8 @@ def options(side: str, config: dict[str, Any], *, token: bool, limits: dict[str,
         "max_streams": "max_streams",
         "window": "window_bytes",
     }
-    return Options(**own, **{names[key]: value for key, value in limits.items()})
+    given: dict[str, Any] = {names[key]: value for key, value in limits.items()}
+    return Options(**own, **given)
 
 
 class ScriptedBudget(ReceiveBudget):
