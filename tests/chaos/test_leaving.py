@@ -268,7 +268,8 @@ async def test_a_read_that_timed_out_loses_nothing_and_cancels_nothing(transport
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_read_that_timed_out_in_dynamos_spelling_loses_nothing(transport: str) -> None:
     async with scene(transport) as here:
-        items, got = await here.five.round_robin(0.03, annotated=False), []
+        items = await here.five.round_robin(0.03, annotated=False)
+        got: list[int] = []
         while len(got) < 5:
             with suppress(TimeoutError):
                 got.append(await asyncio.wait_for(anext(items), 0.01))
@@ -280,9 +281,9 @@ async def test_a_read_that_timed_out_in_dynamos_spelling_loses_nothing(transport
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_cancelled_read_takes_no_item_along(transport: str) -> None:
     async with scene(transport) as here, here.five.stream(0.01) as items:
-        got = []
+        got: list[int] = []
         for _ in range(50):
-            reading = asyncio.ensure_future(anext(items))
+            reading: asyncio.Future[int] = asyncio.ensure_future(anext(items))
             await asyncio.sleep(0)
             reading.cancel()
             (outcome,) = await asyncio.gather(reading, return_exceptions=True)

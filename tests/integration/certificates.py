@@ -30,12 +30,13 @@ def options(folder: Path, short: str) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, _, value in (part.partition("=") for part in short.split()):
         pem, private = folder / f"{value}.pem", folder / f"{value}.key"
-        made |= {
+        known: dict[str, dict[str, Any]] = {
             "token": {"auth_token": value},
             "cert": {"tls_cert_path": pem, "tls_key_path": private},
             "ca": {"tls_ca_cert_path": pem},
             "client": {"tls_client_cert_path": pem, "tls_client_key_path": private},
             "client_ca": {"tls_client_ca_cert_path": pem},
             "name": {"tls_server_name": value},
-        }[key]
+        }
+        made |= known[key]
     return made

@@ -62,7 +62,7 @@ class FakeKubernetes:
         self._next: defaultdict[str, deque[Answer]] = defaultdict(deque)
         self._always: dict[str, Answer] = {}
         self._streams: dict[str, set[Stream]] = {RECORDS: set(), SLICES: set()}
-        self._server: web.Server[web.Request] | None = None
+        self._server: web.Server | None = None
 
     # What is there.
 

@@ -81,7 +81,8 @@ def text(body: str, content_type: str = "application/json") -> Answer:
 
 async def nothing(request: web.Request) -> web.StreamResponse:
     """No answer."""
-    return await asyncio.get_running_loop().create_future()
+    never: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
+    return await never
 
 
 def error_event(code: int, reason: str, **details: Any) -> Object:

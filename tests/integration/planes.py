@@ -11,7 +11,7 @@ from typing import Any, Self
 from dynamo.adapters.request_plane.tcp import TcpRequestPlane, open_tcp
 from dynamo.core.codec import decode, encode
 from dynamo.core.config import Settings
-from dynamo.core.ports.request_plane import IncomingCall, OutgoingCall, Request
+from dynamo.core.ports.request_plane import IncomingCall, OutgoingCall, Request, RequestPlane
 
 ENDPOINT = "demo.backend.echo"
 INSTANCE = 0x1234
@@ -64,9 +64,7 @@ async def calling(**settings: Any) -> AsyncIterator[TcpRequestPlane]:
         yield plane
 
 
-def start(
-    plane: TcpRequestPlane, address: str, item: Any, *, end: bool = True, **identity: int
-) -> OutgoingCall:
+def start(plane: RequestPlane, address: str, item: Any, *, end: bool = True, **identity: Any) -> OutgoingCall:
     request = Request(endpoint=ENDPOINT, request_id="r", payload=encode(item), end=end)
     return plane.call(address, request, **identity)
 
@@ -81,7 +79,7 @@ async def receive(call: OutgoingCall) -> Any:
     return decode(payload)
 
 
-async def ask(plane: TcpRequestPlane, address: str, item: Any = "hello", **identity: int) -> Any:
+async def ask(plane: RequestPlane, address: str, item: Any = "hello", **identity: Any) -> Any:
     """One call from its start to its end. Raises what it ended with."""
     call = start(plane, address, item, **identity)
     answer = await receive(call)

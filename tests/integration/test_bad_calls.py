@@ -85,7 +85,7 @@ async def one_worker(discovery: str) -> AsyncIterator[tuple[Client, Instance]]:
 async def test_an_endpoint_that_its_instance_does_not_serve() -> None:
     discovery = fresh()
     async with one_worker(discovery) as (_, instance), make(discovery=discovery) as caller:
-        who = {"instance_id": instance.instance_id, "incarnation": instance.incarnation}
+        who: dict[str, Any] = {"instance_id": instance.instance_id, "incarnation": instance.incarnation}
         async with registered(discovery, *instance.addresses, **who):
             await call_fails(UnknownEndpointError, Retry.SAFE, PATH, "DYN_INSTANCE_WAIT_S", runtime=caller)
 
@@ -258,7 +258,7 @@ async def test_what_goes_with_a_call(plane: str) -> None:
         call = clients["echo"].call
         for metadata in ({"a": 1}, [1], {1: "a"}):
             with pytest.raises(TypeError, match="text to text"):
-                await bounded(call(1, metadata=metadata))
+                await bounded(call(1, metadata=metadata))  # type: ignore[arg-type]
         for timeout_s in (0, -1, float("nan")):
             with pytest.raises(DynamoError, match="deadline was over"):
                 await bounded(call(1, timeout_s=timeout_s))
@@ -275,7 +275,7 @@ async def test_what_goes_with_a_call(plane: str) -> None:
                 await bounded(call(1, **options))
         for option in ("first_item_timeout_s", "idle_timeout_s"):
             with pytest.raises(ConfigError, match=rf"^{option}='x': expected seconds"):
-                clients["echo"].stream(1, **{option: "x"})
+                clients["echo"].stream(1, **{option: "x"})  # type: ignore[arg-type]
         for instance in (12345, "worker-9"):
             with pytest.raises(NoInstancesError, match=f"no instance {instance} .*DYN_INSTANCE_WAIT_S"):
                 await bounded(call(1, instance=instance))

@@ -144,12 +144,12 @@ async def test_the_path_of_an_endpoint(path: Any, words: tuple[str, ...]) -> Non
 async def test_names_one_by_one(name: Any) -> None:
     async with make("mem") as runtime:
         for kind, use in (
-            ("namespace", lambda: runtime.namespace(name)),
+            ("namespace", lambda: runtime.namespace(name).component("c").endpoint("e")),
             ("component", lambda: runtime.namespace("n").component(name)),
             ("endpoint", lambda: runtime.namespace("n").component("c").endpoint(name)),
         ):
             with pytest.raises(ConfigError, match=rf"^bad {kind} name {re.escape(repr(name))[:20]}"):
-                use().component("c").endpoint("e") if kind == "namespace" else use()
+                use()
         with pytest.raises(ConfigError, match=r"^bad instance name"):
             async with runtime.endpoint(PATH).serve(echo, name=name):
                 pass

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 @contextmanager
-def started(arguments: Sequence[str], env: dict[str, str], **options: int) -> Iterator[subprocess.Popen[str]]:
+def started(arguments: Sequence[str], env: dict[str, str], **options: Any) -> Iterator[subprocess.Popen[str]]:
     """A command that runs on; ended by force if the test leaves it running, or after the bound."""
     process = subprocess.Popen(
         [*COMMAND, *arguments],

@@ -279,7 +279,7 @@ async def test_handled_signals_are_given_back() -> None:
         ({"discovry": "mem"}, "unknown option 'discovry'"),
     ],
 )
-def test_a_bad_option_is_refused_at_construction(options: dict[str, str], says: str) -> None:
+def test_a_bad_option_is_refused_at_construction(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as raised:
         DistributedRuntime(**{"discovery": "mem", "request_plane": "mem", **options})
     assert says in str(raised.value)

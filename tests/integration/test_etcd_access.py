@@ -35,7 +35,10 @@ ONE = an_instance(1)
 def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pem")
     ours, theirs = trustme.CA(), trustme.CA()
-    past = {"not_before": datetime.datetime(2020, 1, 1), "not_after": datetime.datetime(2021, 1, 1)}
+    past: dict[str, Any] = {
+        "not_before": datetime.datetime(2020, 1, 1),
+        "not_after": datetime.datetime(2021, 1, 1),
+    }
     for name, authority, hosts, dates in (
         ("server", ours, ("localhost", "127.0.0.1"), {}),
         ("expired", ours, ("localhost", "127.0.0.1"), past),
@@ -190,7 +193,7 @@ async def test_a_bad_value(
 async def test_nobody_listens_or_the_name_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     instead = ("ETCD_ENDPOINTS", "DYN_DISCOVERY_BACKEND", "mem (one process), file (one host) or static")
     url = f"http://127.0.0.1:{free_port()}"
-    words = (url, "Connection refused", "0.8 s", *instead)
+    words: tuple[str, ...] = (url, "Connection refused", "0.8 s", *instead)
     await refused(monkeypatch, UnavailableError, words, ETCD_ENDPOINTS=url)
     url = "http://no-such-host.invalid:2379"
     words = (url, "'no-such-host.invalid' is unknown", *instead)
@@ -225,7 +228,7 @@ async def test_what_answers_is_no_etcd(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_start_without_etcd_says_soon_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
     server = EtcdServer()
-    options = {"discovery": "etcd", "etcd_endpoints": server.url, "tcp_host": "127.0.0.1"}
+    options: dict[str, Any] = {"discovery": "etcd", "etcd_endpoints": server.url, "tcp_host": "127.0.0.1"}
     try:
         async with DistributedRuntime(startup_timeout_s=20, **options) as runtime:
             opening = asyncio.create_task(runtime.endpoint("a.b.c").client())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def server() -> EtcdServer:
 async def test_a_killed_worker_is_chosen_no_more_after_the_first_failed_connection(
     server: EtcdServer, tmp_path: Path
 ) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "discovery_backend": "etcd",
         "etcd_endpoints": server.url,
         "etcd_lease_ttl": TTL_S,

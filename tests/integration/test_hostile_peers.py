@@ -334,7 +334,7 @@ async def test_changed_conversations_by_the_thousand_harm_nobody(count: int) -> 
     """The million of them run against the wire code itself; here they run against a socket."""
     key = (False, False)  # what arrives at a listener, without a token
     seed = int(os.environ.get("DYNAMO_TEST_SEED", "20240914"))
-    process, endings = psutil.Process(), {"closed": 0, "told": 0, "went on": 0}
+    before, process, endings = 0, psutil.Process(), {"closed": 0, "told": 0, "went on": 0}
     async with watched(window_bytes=3000, max_message_bytes=50_000) as (worker, neighbour):
 
         async def one(number: int) -> None:

@@ -112,16 +112,17 @@ async def test_a_server_that_wants_no_calls_on_a_new_connection_either_is_draini
 
 async def test_a_plane_that_closes_leaves_no_connection_that_was_replaced() -> None:
     async with serving({}) as (address, servers):
+        running: list[OutgoingCall] = []
         async with calling() as plane:
             for number in range(2):
                 assert await ends(start(plane, address)) == [b"\x07"]
-                running = plane.call(address, Request(endpoint="a.b.c", request_id="r", end=False))
+                running.append(plane.call(address, Request(endpoint="a.b.c", request_id="r", end=False)))
                 while not servers[number].open:
                     await asyncio.sleep(0)
                 servers[number].transport.write(frame(GOAWAY, 0, 0, u32(3) + u32(0)))
                 while not all(link.connection.draining for link in plane._links.values()):
                     await asyncio.sleep(0)
-        assert isinstance(running.error, StreamBrokenError)
+        assert isinstance(running[-1].error, StreamBrokenError)
         for server in servers:
             await server.lost.wait()
 

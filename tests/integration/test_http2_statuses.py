@@ -109,7 +109,12 @@ async def test_an_unknown_endpoint_is_told_what_there_is() -> None:
 @pytest.mark.parametrize("token", ["another", None])
 async def test_a_caller_with_another_token_is_told_at_once_where_and_what_to_set(token: str | None) -> None:
     store = f"mem://{uuid.uuid4().hex}"
-    options = {"discovery": store, "request_plane": "http2", "tcp_host": "127.0.0.1", "drain_grace_s": 0}
+    options: dict[str, Any] = {
+        "discovery": store,
+        "request_plane": "http2",
+        "tcp_host": "127.0.0.1",
+        "drain_grace_s": 0,
+    }
     async with (
         DistributedRuntime(**options, auth_token="one") as worker,
         DistributedRuntime(**options, auth_token=token) as caller,

@@ -125,7 +125,7 @@ async def test_a_reader_that_takes_nothing_stops_the_method_and_is_given_up(
 ) -> None:
     async with serving() as shop:
         reader, writer = await connected(shop)
-        writer.transport.pause_reading()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(asking("/floods", b'{"size": 65536}'))
         before = -1
         async with asyncio.timeout(10):
@@ -136,7 +136,7 @@ async def test_a_reader_that_takes_nothing_stops_the_method_and_is_given_up(
         assert not shop.shop.cancelled.is_set()
         monkeypatch.setattr(application, "STALL_S", 0.1)
         await within(shop.shop.cancelled.wait())
-        writer.transport.resume_reading()
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
         with suppress(ConnectionError):
             await within(reader.read())
         writer.close()

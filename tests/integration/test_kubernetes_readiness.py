@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import attrs
 import pytest
@@ -244,7 +245,7 @@ async def test_the_workers_of_one_pod_are_numbered_and_so_are_their_ports(namesp
 
 async def test_records_are_named_after_containers_on_demand(namespace: Namespace) -> None:
     pod = await namespace.kubelet.start("worker-0")
-    mode = {"kube_discovery_mode": "container", "container_name": "main"}
+    mode: dict[str, Any] = {"kube_discovery_mode": "container", "container_name": "main"}
     async with worker(namespace, pod, **mode) as one, worker(namespace, pod, incarnation=2, **mode) as two:
         assert set(await records(namespace)) == {"worker-0-main", "worker-0-main-1"}
         assert one.instance.instance_id == instance_id_of("worker-0-main")

@@ -150,7 +150,7 @@ async def test_a_server_that_wants_a_certificate_gets_ours(tmp_path: Path) -> No
     with configured(tmp_path, text) as server:
 
         def settings(whose: str | None) -> Settings:
-            more = {} if whose is None else {
+            more: dict[str, Any] = {} if whose is None else {
                 "nats_tls_client_cert": files[f"{whose}.cert"],
                 "nats_tls_client_key": files[f"{whose}.key"],
             }  # fmt: skip

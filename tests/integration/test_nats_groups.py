@@ -109,9 +109,11 @@ async def test_what_is_larger_than_a_message_goes_to_one_worker() -> None:
 
 async def test_a_worker_that_drains_is_chosen_no_more_and_finishes() -> None:
     async with group(2) as (caller, (leaves, stays)):
-        while not leaves.server.calls:  # one that waits for its end there
+        while True:  # until one waits for its end there
             waiting = start(caller, GROUP, "waits")
             await answered_by(caller)
+            if leaves.server.calls:
+                break
         leaves.server.drain()
         found = await asyncio.gather(*(answered_by(caller) for _ in range(50)), return_exceptions=True)
         # Those of the tick in which it was told may still have gone there.

@@ -112,8 +112,8 @@ class Newcomer:
         (shell / "dynamo").chmod(0o755)
         (blocker / "sitecustomize.py").write_text(BLOCKER)
         taken, etcd = (stack.enter_context(socket.socket()) for _ in range(2))
-        for one in (taken, etcd):
-            one.bind(("127.0.0.1", 0))
+        for port in (taken, etcd):
+            port.bind(("127.0.0.1", 0))
         taken.listen()  # etcd's does not: whoever connects there is refused
         self._ports = {
             "8000": taken.getsockname()[1],

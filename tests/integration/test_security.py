@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import Factory, frozen
@@ -176,7 +177,7 @@ async def test_a_worker_does_not_start_on_a_bad_file(folder: Path, short: str, w
 
 
 async def test_a_certificate_needs_its_own_key(folder: Path) -> None:
-    mixed = {"tls_cert_path": folder / "worker.pem", "tls_key_path": folder / "caller.key"}
+    mixed: dict[str, Any] = {"tls_cert_path": folder / "worker.pem", "tls_key_path": folder / "caller.key"}
     with pytest.raises(
         ConfigError, match=r"tls_cert_path='.*worker.pem', tls_key_path='.*caller.key': .*key"
     ):

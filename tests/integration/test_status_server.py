@@ -564,7 +564,7 @@ async def test_an_engine_route_has_a_name_of_its_own() -> None:
 
 # Canaries.
 
-CANARY = {"health_check_enabled": True, "canary_wait_s": 0.05, "health_check_timeout_s": 0.2}
+CANARY: dict[str, Any] = {"health_check_enabled": True, "canary_wait_s": 0.05, "health_check_timeout_s": 0.2}
 
 
 async def test_an_idle_endpoint_that_fails_its_canary_is_not_ready_until_it_passes() -> None:

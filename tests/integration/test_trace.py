@@ -54,7 +54,7 @@ class Backend:
 
 @service(namespace="trace", name="Middle")
 class Middle:
-    backend = depends(Backend)
+    backend: Any = depends(Backend)
 
     @endpoint
     async def generate(self, text: str, context: Context) -> AsyncIterator[str]:
@@ -67,7 +67,7 @@ class Middle:
 async def ask(metadata: dict[str, str]) -> list[Any]:
     """Through a plain handler, which asks Middle, which asks Backend twice."""
     async with make_runtime(request_plane="tcp") as runtime, serve_services(runtime, Backend, Middle):
-        middle = await service_client(runtime, Middle)
+        middle: Any = await service_client(runtime, Middle)
 
         async def gateway(text: str, context: Context) -> AsyncIterator[str]:
             spans["gateway"] = Span.of(context)

@@ -23,7 +23,7 @@ from matrix.deployment import BOUND_S, Deployment, Pair, deployed, pairs
 
 pytestmark = pytest.mark.anyio
 
-VALUES = (
+VALUES: tuple[Any, ...] = (
     None,
     True,
     -(2**63),
@@ -74,7 +74,7 @@ async def test_metadata_deadline_and_id_arrive(deployment: Deployment) -> None:
 async def test_one_instance_can_be_asked_for(deployment: Deployment) -> None:
     client = await deployment.client("echo")
     await client.wait_for_instances(2, timeout_s=BOUND_S)
-    owners = []
+    owners: list[str] = []
     for instance in client.instance_ids():
         found = {(await client.call(1, instance=instance))["worker"] for _ in range(5)}
         assert len(found) == 1
@@ -132,7 +132,7 @@ async def test_a_duplex_call_answers_while_it_listens(deployment: Deployment) ->
     assert len(items) == 501
 
 
-WAYS_TO_LEAVE: dict[str, type[BaseException]] = {  # and what comes out of the block
+WAYS_TO_LEAVE: dict[str, type[BaseException | None]] = {  # and what comes out of the block
     "break": type(None),
     "aclose": type(None),
     "exception": ZeroDivisionError,

@@ -87,7 +87,7 @@ async def test_a_call_waits_for_the_first_worker(pair: Pair, tmp_path: Path) -> 
 @pytest.mark.parametrize("pair", pairs(lambda pair: pair.separate))
 async def test_after_kill_9_idempotent_calls_go_on_elsewhere(pair: Pair, tmp_path: Path) -> None:
     # Over NATS a caller with nothing to say learns of a death by its next keep-alive alone.
-    quick = {} if pair.ports else {"keepalive_s": 2.0}
+    quick: dict[str, Any] = {} if pair.ports else {"keepalive_s": 2.0}
     async with deployed(pair, tmp_path, "stays", "dies", **quick) as deployment:
         client = await deployment.client("echo")
         stream, _ = await running_at(deployment, "dies")
