@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import assert_type
+from contextlib import AbstractAsyncContextManager
+from typing import Any, assert_type
 
 from dynamo.core.context import Context
+from dynamo.core.ports.discovery import Discovery
+from dynamo.core.ports.request_plane import RequestPlane
 from dynamo.engines.echo import EchoEngine, EchoItem
+from dynamo.testing.discovery.harness import DiscoveryHarness
 from dynamo.testing.leaks import no_leaks
 from dynamo.testing.proxy import FaultProxy
+from dynamo.testing.request_plane.rig import RequestPlaneHarness
+
+
+class Plane(RequestPlaneHarness):
+    def open_plane(self, **settings: Any) -> AbstractAsyncContextManager[RequestPlane]: ...  # type: ignore[empty-body]
+
+
+class Backend(DiscoveryHarness):
+    def client(self) -> AbstractAsyncContextManager[Discovery]: ...  # type: ignore[empty-body]
+
+    async def leftovers(self) -> list[str]:
+        return []
+
+
+def a_harness_is_what_it_must_bring() -> None:
+    Plane()
+    Backend()
 
 
 async def a_proxy_is_entered_as_itself() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any
 
 from dynamo.core.model import EndpointId, Instance, Scope
 from dynamo.core.ports.discovery import Discovery
@@ -52,7 +52,7 @@ def _missing(power: Power) -> NotImplementedError:
     return NotImplementedError(f"the suite claims {power}: let its harness do that")
 
 
-class DiscoveryHarness(Protocol):
+class DiscoveryHarness(ABC):
     """A backend for one test, empty at first (or holding ``DECLARED``), and power over it.
 
     Implement ``client``, ``leftovers`` and the powers that the suite claims.

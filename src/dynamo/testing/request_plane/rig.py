@@ -7,7 +7,7 @@ import random
 import secrets
 import struct
 import zlib
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol, TypeAlias
@@ -42,7 +42,7 @@ class Link(Protocol):
         """Make one of the class's ``faults`` happen now, to all that goes over this link."""
 
 
-class RequestPlaneHarness(Protocol):
+class RequestPlaneHarness(ABC):
     """What an adapter brings to the suite; only ``open_plane`` has no default."""
 
     slack_bytes: int = 0
