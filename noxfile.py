@@ -97,7 +97,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy strict and pyright over the sources, the benchmarks and how the public API is used."""
+    """mypy strict over sources, benchmarks and tests; pyright too, but only over those of tests/typing."""
     python = dev(session)
     side_by_side(session, (python, "-m", "mypy"), (python, "-m", "pyright"))
 

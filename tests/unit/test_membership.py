@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import async_solipsism  # type: ignore[import-untyped]
+import async_solipsism
 import attrs
 import pytest
 

@@ -68,7 +68,7 @@ class Probe(IncomingCall):
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.on_cancel: Callable[[bool], None] | None = None
+        self.on_cancel: Callable[[bool], object] | None = None
         self.items = 0
         self._ended = asyncio.Event()
         self.failure: DynamoError | None = None

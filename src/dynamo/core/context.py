@@ -108,7 +108,7 @@ class Context:
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._stopped = self._killed = False
         self._event: asyncio.Event | None = None
-        self._hooks: dict[int, Callable[[bool], None]] | None = None
+        self._hooks: dict[int, Callable[[bool], object]] | None = None
         self._owner: Owner | None = None
         self._span_id: str | None = None
 
@@ -198,7 +198,7 @@ class Context:
             return None
         return _TRACEPARENT.fullmatch(self._metadata.get("traceparent", ""))
 
-    def _link(self, hook: Callable[[bool], None]) -> int:
+    def _link(self, hook: Callable[[bool], object]) -> int:
         """Call ``hook(killed)`` on every stop and kill until ``_unlink``; at once for what has happened."""
         if self._hooks is None:
             self._hooks = {}

@@ -146,7 +146,7 @@ class IncomingCall(Channel, Protocol):
 
     request: Request
 
-    on_cancel: Callable[[bool], None] | None
+    on_cancel: Callable[[bool], object] | None
     """Called with False when the caller asks to stop, with True when the call was killed or its link broke.
 
     Set it in ``accept``; what came before is told at once on setting by the accepting code looking at

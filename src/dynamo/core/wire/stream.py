@@ -41,7 +41,7 @@ class Stream(Receiving):
         self.over = self.stopped = self.killed = False
         self.id = self.received = 0
         self.on_readable = self.on_writable = None
-        self.on_cancel: Callable[[bool], None] | None = None
+        self.on_cancel: Callable[[bool], object] | None = None
         self.on_over: Callable[[], None] | None = None
         self._head = self._view = self._assembly = self._error = None
         self._open_at = self._small = -1

@@ -23,7 +23,7 @@ class Receiving:
     """
 
     connection: Http2Connection
-    on_cancel: Callable[[bool], None] | None
+    on_cancel: Callable[[bool], object] | None
     _stopped: bool
     on_first: Callable[[], None] | None  # the first item is here
 

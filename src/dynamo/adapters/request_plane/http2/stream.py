@@ -35,7 +35,7 @@ class Http2Call(Sending, Receiving, IncomingCall, OutgoingCall):
         self.id = 0  # of the HTTP/2 stream, once it has one
         self.opening: Opening | None = None  # on the caller's side, until it is sent
         self.over = False
-        self.on_cancel: Callable[[bool], None] | None = None
+        self.on_cancel: Callable[[bool], object] | None = None
         self.on_first = None
         self.failure: DynamoError | None = None  # instead of a clean end
         self.failure_retry: Retry | None = None  # instead of its own verdict

@@ -41,7 +41,7 @@ class Call(End):
         self.received = self.promised = self._owed = self._held = 0
         self._failure = self._error = self._writable = self._readable = None
         self._expected = 0, 0  # instance id and incarnation that the caller wants, 0 for any
-        self.on_cancel: Callable[[bool], None] | None = None
+        self.on_cancel: Callable[[bool], object] | None = None
 
     @property
     def answered(self) -> bool:
