@@ -106,6 +106,7 @@ async def test_one_that_nobody_waits_for_any_more_is_ended(tmp_path: Path) -> No
     "spec, expected",
     [
         (program("import sys; sys.exit('no\\n  network')"), " gave no credentials: exit code 1: no network"),
+        (program("import sys; sys.exit('x' * 999)"), f" gave no credentials: exit code 1: ...{'x' * 300}"),
         (program("import os; os._exit(3)"), " gave no credentials: exit code 3"),
         (program("print('hello')"), " printed no ExecCredential"),
         (program("print('[]')"), " printed no ExecCredential"),

@@ -110,7 +110,8 @@ async def _said(spec: Node, cluster: Node, folder: Path) -> bytes:
                 process.kill()  # else it would be waited for
             raise
     if code:
-        words = " ".join(complaint.decode(errors="replace").split())[-SHOWN:]
+        words = " ".join(complaint.decode(errors="replace").split())
+        words = words if len(words) <= SHOWN else f"...{words[-SHOWN:]}"
         raise ValueError(f"its program {name} gave no credentials: exit code {code}{words and ': '}{words}")
     return said
 
