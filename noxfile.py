@@ -23,7 +23,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what tests start is to start 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 ELSEWHERE = ("-m", "not soak and not kubernetes")  # what sessions of their own run
-CANCELLABLE = re.compile(r"\basync|BaseException|except:")  # of other files flake8-async has nothing to say
+CANCELLABLE = re.compile(r"\basync|anyio|BaseException|except:")  # flake8-async reads these only
 BUILD = (sys.executable, "tests/control_plane_program.py")
 
 
